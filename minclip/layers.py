@@ -1,0 +1,100 @@
+"""Hold the parts of both of CLIP's encoders: attention, the MLP, and the residual blocks that stack them.
+
+    x (b n d) --+-- LayerNorm - Attention --(+)--+-- LayerNorm - MLP --(+)--> (b n d)      one Block, `layers` of them
+                +---------------------------/    +--------------------/
+
+[Attention is all you need, sec. 3; GPT-2, sec. 2.3, for the normalisation before each part; CLIP secs. 2.4, 2.5]
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+# `attend`, `MLP` and the wiring of `Block` have twins in mindalle/layers.py.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average the values, each query weighing the keys it may see by softmax(q·k / √e) [Attention is all you need, eq. 1].
+
+    q (b k i e), k and v (b k j e), mask boolean (i j), True where i may look at j  ->  (b k i e)
+    """
+    scores = q @ rearrange(k, "b k j e -> b k e j") * q.shape[-1] ** -0.5  # (b k i j)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Approximate GELU by x·σ(1.702x) [GELU, Hendrycks & Gimpel 2016, sec. 2], as CLIP's published weights expect."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Attention(nn.Module):
+    """Let every position read from the others, through `heads` independent views of width e = width / heads."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map x (b n d) -> (b n d); mask boolean (n n), True where a row may look at a column."""
+        q, k, v = rearrange(self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.heads)
+        x = attend(q, k, v, mask)                                # (b k n e)
+        return self.out(rearrange(x, "b k n e -> b n (k e)"))
+
+
+class MLP(nn.Module):
+    """Think at each position on its own: widen fourfold, bend, narrow again."""
+
+    def __init__(self, width: int, activation: str):
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.activation = ACTIVATIONS[activation]
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (b n d) -> (b n d)."""
+        return self.contract(self.activation(self.expand(x)))
+
+
+class Block(nn.Module):
+    """Add to the stream x what attention, and then the MLP, make of its normalised copy (pre-LN)."""
+
+    def __init__(self, width: int, heads: int, activation: str):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, activation)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map x (b n d) -> (b n d)."""
+        x = x + self.attention(self.ln_1(x), mask)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """Stack `layers` blocks, initialised so that the sum of 2·layers residual branches keeps its scale [GPT-2 sec. 2.3]."""
+
+    def __init__(self, width: int, layers: int, heads: int, activation: str):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
+        for block in self.blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.attention.out.weight, std=(2 * layers * width) ** -0.5)
+            nn.init.normal_(block.mlp.expand.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.contract.weight, std=(2 * layers * width) ** -0.5)
+            for linear in (block.attention.qkv, block.attention.out, block.mlp.expand, block.mlp.contract):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map x (b n d) -> (b n d)."""
+        for block in self.blocks:
+            x = block(x, mask)
+        return x

@@ -1,0 +1,78 @@
+"""Tell apart the pairs of a batch [CLIP sec. 2.3, figure 3], and train on batches larger than memory.
+
+                  captions j
+    images i   [ same  .    .  ]      logits = scale · cosine (b b). A softmax along a row asks: which caption
+               [  .   same  .  ]      belongs to this image? One down a column: which image belongs to this
+               [  .    .   same]      caption? The loss is the mean of both cross-entropies.
+
+Before training the answers are no better than chance, so the first loss is about ln b, 4.85 for a batch of 128. A loss
+that stays there is the sign of a mistake, most often of features that were not normalised.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor
+
+from .model import CLIP, MAX_LOGIT_SCALE
+
+
+def same_caption(ids: Tensor) -> Tensor:
+    """Compare every caption with every other: ids (b t) -> boolean (b b), True where they are equal."""
+    return (rearrange(ids, "i t -> i 1 t") == rearrange(ids, "j t -> 1 j t")).all(dim=-1)
+
+
+def row_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
+    """Return the mean over rows i of -log softmax(logits) at the right columns j, which share the target equally.
+
+    logits (i j), right boolean (i j) with at least one True a row -> scalar.
+    """
+    return F.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
+
+
+def contrastive_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, same: Tensor | None = None
+) -> Tensor:
+    """Return the symmetric cross-entropy between images and captions, a scalar [CLIP figure 3].
+
+    Both features (b e) of unit length; logit_scale the logarithm of the scale, clamped to ln 100.
+    same: boolean (b b), True where caption j is right for image i; without it only the diagonal is. Small worlds
+    repeat captions, and to count a repeated one as wrong teaches the model to tell apart what is equal. With
+    repetitions the least possible loss is no longer 0 but the entropy of the targets.
+    """
+    if same is None:
+        same = torch.eye(len(image_features), dtype=torch.bool, device=image_features.device)
+    # kept out of autocast: bfloat16 has 8 bits, and logits near 100 would be off by a quarter
+    with torch.autocast(image_features.device.type, enabled=False):
+        scale = logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        logits = scale * einsum(image_features.float(), text_features.float(), "i e, j e -> i j")
+        image_to_text = row_cross_entropy(logits, same)
+        text_to_image = row_cross_entropy(rearrange(logits, "i j -> j i"), rearrange(same, "i j -> j i"))
+    return (image_to_text + text_to_image) / 2
+
+
+def accumulated_backward(
+    model: CLIP, images: Tensor, ids: Tensor, chunks: int, same: Tensor | None = None
+) -> Tensor:
+    """Add to every .grad the gradient of the loss over the whole batch, holding the activations of one chunk at a time.
+
+    images (b 3 h w), ids (b t), same as in contrastive_loss -> the loss, a scalar without gradient.
+
+    Summing the losses of small batches is something else: their images meet fewer wrong captions. But the loss sees
+    the images only through their features, which are small. So by the chain rule [GradCache, Gao et al. 2021, sec. 3]:
+    embed all chunks without a graph, take the gradient of the one loss with respect to the features, then embed each
+    chunk again and carry its features' gradient on into the weights. The price is a second forward pass.
+    """
+    pairs = list(zip(images.chunk(chunks), ids.chunk(chunks)))
+    with torch.no_grad():
+        image_features, text_features = (torch.cat(features) for features in zip(*(model(*pair) for pair in pairs)))
+    torch.clear_autocast_cache()  # or else the weights cast in here, without a graph, would serve below as well
+
+    image_features.requires_grad_()
+    text_features.requires_grad_()
+    loss = contrastive_loss(image_features, text_features, model.logit_scale, same)
+    loss.backward()  # reaches the features and the temperature, which the chunks below no longer meet: it counts once
+
+    for pair, *gradients in zip(pairs, image_features.grad.chunk(chunks), text_features.grad.chunk(chunks)):
+        torch.autograd.backward(model(*pair), gradients)
+    return loss.detach()

@@ -1,0 +1,223 @@
+"""Turn captions into integers by byte-level byte-pair encoding [Sennrich et al. 2016, sec. 3.2; CLIP sec. 2.4].
+
+    "A red circle!"  --words-->   a     red       circle           !
+                     --bytes-->   a</w> r e d</w> c i r c l e</w>  !</w>
+                     --merges-->  a</w> red</w>   circle</w>       !</w>
+                     --ids-->     start 320 514 517 256 end 0 0 ...
+
+A word starts as its UTF-8 bytes, the last of them marked `</w>`: the word ends here. Training joins the adjacent pair
+that occurs most into a new token, over and over; encoding replays those merges in the order in which they were learnt.
+Since any text is bytes nothing is ever unknown: a word never seen in training only takes more tokens.
+
+Ids stand in CLIP's order: 256 bytes, the same 256 with `</w>`, one token per merge, start, end. So its published list
+of 48,894 merges, handed to `Tokenizer(merges)`, gives its published 49,408 ids.
+
+Where we depart: a marker such as `<|endoftext|>` inside a caption is read as the plain characters that it is, or else
+a caption could end itself early. And of the library ftfy's repairs we make the few that a caption needs.
+"""
+
+import hashlib
+import html
+import json
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise, takewhile
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+END_OF_WORD = "</w>"
+PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")  # contractions | letters, numerals | the rest
+STRAIGHT_QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛ʼ", "'"), **dict.fromkeys("“”„‟", '"')})
+
+# CLIP's order of the bytes: first the 188 that print, as themselves, then the others, each written as a character
+# from 256 on. Written like this a token is text without spaces, so a list of merges can be read, saved and compared.
+PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+LETTERS = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
+BYTES = {letter: byte for byte, letter in LETTERS.items()}
+
+
+def split_words(text: str) -> list[str]:
+    """Clean a caption and cut it into the words that are encoded one by one, as CLIP's published code does.
+
+    Cleaning: half a surrogate pair becomes '?', HTML entities are resolved twice (web captions are often escaped
+    twice), curly quotes straightened, accents composed (NFC), letters lower-cased; white space only separates.
+    A word is a contraction ('s), a run of letters, ONE numeral, or a run of anything else.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = html.unescape(html.unescape(text)).translate(STRAIGHT_QUOTES)
+    text = unicodedata.normalize("NFC", text).lower()
+
+    words = []
+    for piece in PIECES.findall(text):
+        if piece.isalpha() or not piece[0].isalnum():
+            words.append(piece)
+            continue
+        # `re` cannot tell letters from numerals such as ² and ½; str.isalpha is exactly Unicode's class of letters
+        for letters, run in groupby(piece, str.isalpha):
+            words.extend(["".join(run)] if letters else run)
+    return words
+
+
+def normalise(text: str) -> str:
+    """Return the text that survives encoding: decode(encode(text)) == normalise(text), for any text at all.
+
+    Encoding keeps words, not the gaps between them, so each gap comes back as one space: "It's  RED!" -> "it 's red !".
+    """
+    return " ".join(split_words(text))
+
+
+def split_bytes(word: str) -> list[str]:
+    """Spell a word as one token per UTF-8 byte, the last one carrying `</w>`: "red" -> ["r", "e", "d</w>"]."""
+    letters = [LETTERS[byte] for byte in word.encode("utf-8")]
+    return [*letters[:-1], letters[-1] + END_OF_WORD]
+
+
+def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join every occurrence of `pair`, from left to right: (["a", "b", "a", "b"], ("a", "b")) -> ["ab", "ab"]."""
+    merged, i = [], 0
+    while i < len(tokens):
+        width = 2 if tuple(tokens[i : i + 2]) == pair else 1
+        merged.append("".join(tokens[i : i + width]))
+        i += width
+    return merged
+
+
+def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str]]:
+    """Learn at most `limit` merges, the most frequent pair first [Sennrich et al. 2016, algorithm 1].
+
+    Ties go to the pair that is last in alphabetical order, so that neither the order of the captions nor that of a
+    set can change the result. Stops early once every word is a single token.
+    """
+    words = [split_bytes(word) for word in word_counts]
+    counts = list(word_counts.values())
+    pair_counts = Counter()
+    words_with = defaultdict(set)  # pair -> the words where it was ever seen: a merge visits these and no others
+
+    def count(index: int, sign: int) -> None:
+        for pair in pairwise(words[index]):
+            pair_counts[pair] += sign * counts[index]
+            words_with[pair].add(index)
+
+    for index in range(len(words)):
+        count(index, +1)
+    merges = []
+    while len(merges) < limit and pair_counts:
+        best, most = max(pair_counts.items(), key=itemgetter(1, 0))  # by count, then by the pair itself
+        if most == 0:
+            break
+        merges.append(best)
+        for index in list(words_with[best]):
+            count(index, -1)
+            words[index] = merge(words[index], best)
+            count(index, +1)
+        del pair_counts[best]
+    return merges
+
+
+class Tokenizer:
+    """Encode captions as rows of ids, start ... end 0 0 0, and decode them again.
+
+    merges: pairs of tokens, in the order in which they were learnt.
+    Public: `start`, `end` (always the highest id), `vocab_size`, `merges`, `fingerprint`.
+    """
+
+    def __init__(self, merges: Iterable[tuple[str, str]]):
+        self.merges = [tuple(pair) for pair in merges]
+        alphabet = list(LETTERS.values())
+        tokens = alphabet + [letter + END_OF_WORD for letter in alphabet] + ["".join(pair) for pair in self.merges]
+        self.start = len(tokens)
+        self.end = self.start + 1
+        self.vocab_size = self.end + 1
+        self.ids = {token: i for i, token in enumerate(tokens)}
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self.token_bytes = [self._spell(token) for token in tokens] + [b"", b""]  # start and end spell nothing
+        self.cache: dict[str, list[int]] = {}  # word -> ids: captions repeat a few words over and over
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn merges from captions until there are `vocab_size` ids, or fewer where the captions offer no more."""
+        smallest = 2 * 256 + 2
+        if vocab_size < smallest:
+            raise ValueError(f"vocab_size {vocab_size} leaves no room for the bytes: choose {smallest} or more")
+        word_counts = Counter()
+        for caption, count in Counter(captions).items():  # equal captions are cut into words once
+            for word in split_words(caption):
+                word_counts[word] += count
+        return cls(learn_merges(word_counts, vocab_size - smallest))
+
+    @property
+    def fingerprint(self) -> str:
+        """Name this vocabulary in 12 hexadecimal digits: equal for equal merges, on any machine."""
+        return hashlib.sha256("\n".join(map(" ".join, self.merges)).encode("utf-8")).hexdigest()[:12]
+
+    def encode(self, texts: str | Sequence[str], context_length: int, truncate: bool = False) -> Tensor:
+        """Encode captions as ids (b t) int64, t = context_length, each row start ... end and zeros after it.
+
+        One string counts as a batch of one. A caption that is too long raises ValueError; with `truncate` it is cut
+        instead, and its last id becomes `end`.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = torch.zeros(len(texts), context_length, dtype=torch.int64)
+        for row, text in zip(rows, texts):
+            ids = [self.start, *(i for word in split_words(text) for i in self._encode_word(word)), self.end]
+            if len(ids) > context_length:
+                if not truncate:
+                    raise ValueError(
+                        f"the caption {text!r} is {len(ids)} tokens long with its start and end, the limit is "
+                        f"{context_length}: shorten it, or cut it with truncate=True"
+                    )
+                ids = [*ids[: context_length - 1], self.end]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """Decode ids (t,) up to the first `end`, with one space between words; broken UTF-8 becomes U+FFFD.
+
+        Whatever follows `end` is padding. Its 0 is also the id of "!", so only `end` tells them apart.
+        """
+        ids = takewhile(lambda i: i != self.end, torch.as_tensor(ids).tolist())
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace").removesuffix(" ")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the merges as JSON, to a file beside `path` that then takes its place, so that none is half written."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"merges": [" ".join(pair) for pair in self.merges]}, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Read what `save` wrote; anything else raises ValueError."""
+        try:
+            lines = json.loads(Path(path).read_text(encoding="utf-8"))["merges"]
+            return cls((first, second) for first, second in (line.split(" ") for line in lines))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a tokenizer: expected the JSON with 'merges' that train.py saves") from error
+
+    def _encode_word(self, word: str) -> list[int]:
+        """Replay the merges on one word, the earliest learnt first."""
+        if word not in self.cache:
+            tokens = split_bytes(word)
+            while len(tokens) > 1:
+                best = min(pairwise(tokens), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+                if best not in self.ranks:
+                    break
+                tokens = merge(tokens, best)
+            self.cache[word] = [self.ids[token] for token in tokens]
+        return self.cache[word]
+
+    @staticmethod
+    def _spell(token: str) -> bytes:
+        """Return the bytes that a token stands for, `</w>` as a space."""
+        letters = token.removesuffix(END_OF_WORD)
+        return bytes(BYTES[letter] for letter in letters) + (b" " if letters != token else b"")

@@ -1,0 +1,10 @@
+"""DALL·E: one transformer that reads a caption and then writes the codes of an image."""
+
+from .generate import generate, generate_steps, rerank
+from .loss import dalle_loss, drop_captions
+from .model import DALLE, DALLEConfig
+from .pretrained import load
+
+__all__ = [
+    "DALLE", "DALLEConfig", "dalle_loss", "drop_captions", "generate", "generate_steps", "load", "rerank",
+]

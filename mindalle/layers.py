@@ -1,0 +1,165 @@
+"""The parts of the transformer: who may look at whom, attention with a cache, the block.
+
+Masks are boolean, True where the query i may look at the key j. They differ in how far back a code looks
+along the codes of its image, in reading order [DALL·E app. B, fig. 11]. What the code Q sees on a grid of 4:
+
+    full          row           column        convolutional, kernel 3
+    x x x x       . . . .       . x . .       . . . .
+    x x x x       . x x x       . x . .       x x x .
+    x Q . .       x Q . .       . Q . .       x Q . .
+    . . . .       . . . .       . . . .       . . . .
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+KINDS = ("full", "row", "column", "convolutional")
+
+
+def steps_back(length: int) -> Tensor:
+    """Count how far before the query i the key j stands: i - j, negative for the future.  ->  (i j) int64"""
+    positions = torch.arange(length)
+    return rearrange(positions, "i -> i 1") - rearrange(positions, "j -> 1 j")
+
+
+def row_mask(grid: int) -> Tensor:
+    """Let a code look back over one row's worth of codes, to the one right above it.  ->  (n n) boolean
+
+    The window runs on over the edge of the image, so every query has the same pattern [DALL·E fig. 11a].
+
+    grid 2, a line per query:   x . . .
+                                x x . .
+                                x x x .
+                                . x x x
+    """
+    back = steps_back(grid**2)
+    return (back >= 0) & (back <= grid)
+
+
+def column_mask(grid: int) -> Tensor:
+    """Let a code look at itself and at the codes above it in its column [DALL·E fig. 11b].  ->  (n n) boolean
+
+    grid 2, a line per query:   x . . .
+                                . x . .
+                                x . x .
+                                . x . x
+    """
+    back = steps_back(grid**2)
+    return (back >= 0) & (back % grid == 0)
+
+
+def convolutional_mask(grid: int, kernel: int) -> Tensor:
+    """Let a code look at the earlier half of the kernel · kernel square around it.  ->  (n n) boolean
+
+    Like the row's window, the square runs on over the edges [DALL·E fig. 11d].
+
+    grid 3, kernel 3, the queries 4 and 5:   x x x   . x x
+                                             x Q .   x x Q
+                                             . . .   . . .
+    """
+    back, radius = steps_back(grid**2), kernel // 2
+    near = torch.zeros_like(back, dtype=torch.bool)
+    for rows_up in range(radius + 1):
+        near |= (back - rows_up * grid).abs() <= radius
+    return near & (back >= 0)
+
+
+def attention_mask(kind: str, text_length: int, grid: int, kernel: int) -> Tensor:
+    """Let text look at earlier text, and a code at all text and at earlier codes as `kind` says.
+
+                  text      codes
+        text    [ earlier   none  ]
+        codes   [ all       kind  ]   ->  (t+n-1 t+n-1) boolean: the last code is predicted, never read
+    """
+    mask = steps_back(text_length + grid**2) >= 0
+    image = mask[text_length:, text_length:]  # a view: what it loses, mask loses
+    if kind == "row":
+        image &= row_mask(grid)
+    elif kind == "column":
+        image &= column_mask(grid)
+    elif kind == "convolutional":
+        image &= convolutional_mask(grid, kernel)
+    return mask[:-1, :-1]
+
+
+# `attend`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average the values, each query weighing the keys it may see by softmax(q·k / √e) [Attention is all you need, eq. 1].
+
+    q (b k i e), k and v (b k j e), mask boolean (i j), True where i may look at j  ->  (b k i e)
+    """
+    scores = q @ rearrange(k, "b k j e -> b k e j") * q.shape[-1] ** -0.5  # (b k i j)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+class Cache:
+    """Keep the keys and values of one layer, so that a new token costs one query, not a sequence.
+
+    Both tensors (b k length e) are made once, at the first write, in the precision that the layer runs in.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.keys = self.values = None
+
+    def update(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values (b k i e) at start  ->  views of all so far, (b k start+i e) each."""
+        if self.keys is None:
+            b, k, _, e = keys.shape
+            self.keys = keys.new_empty(b, k, self.length, e)
+            self.values = values.new_empty(b, k, self.length, e)
+        end = start + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Attend with several heads [Attention is all you need, sec. 3.2.2].
+
+    x (b i d) are the tokens at start, start + 1, ...; a cache adds those read before  ->  (b i d)
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b i (three k e) -> three b k i e", three=3, k=self.heads)
+        if cache is not None:
+            k, v = cache.update(start, k, v)                        # (b k j e), j = start + i
+        x = attend(q, k, v, mask)                                   # (b k i e)
+        return self.out(rearrange(x, "b k i e -> b i (k e)"))
+
+
+class MLP(nn.Module):
+    """Transform each token on its own, through four times the width."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(x)))
+
+
+class Block(nn.Module):
+    """Add to each token what attention, then the MLP, make of it normalised: "pre-LN" [GPT-2 sec. 2.3]."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
+        x = x + self.attention(self.ln_1(x), mask, cache, start)
+        return x + self.mlp(self.ln_2(x))

@@ -1,0 +1,38 @@
+"""The objective of DALL·E and the caption dropout that guidance needs: pure functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def dalle_loss(
+    text_logits: Tensor, image_logits: Tensor, text: Tensor, codes: Tensor, text_weight: float = 1 / 8
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weigh the two mean cross-entropies, in nats a token: the image seven times the text [DALL·E sec. 2.2].
+
+    Images are the aim; modelling the text as well helps to understand it. Padding counts as text.
+
+    text_logits (b t-1 v), image_logits (b n v), text (b t), codes (b n) or (b g g)
+    ->  loss, text loss, image loss, each ()
+    """
+    text_loss = cross_entropy(text_logits, text[:, 1:])  # nothing predicts the first token of a caption
+    image_loss = cross_entropy(image_logits, codes)
+    return text_weight * text_loss + (1 - text_weight) * image_loss, text_loss, image_loss
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Average -log p(target) over all tokens, in float32: logits (b n v), targets (b ...)  ->  ()"""
+    logits = rearrange(logits, "b n v -> (b n) v").float()
+    return F.cross_entropy(logits, rearrange(targets, "b ... -> (b ...)"))
+
+
+def drop_captions(
+    text: Tensor, empty: Tensor, probability: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Put the empty caption in place of some, for the model to learn images without one [CFG, alg. 1].
+
+    text (b t), empty (t,) the tokens of the empty caption, probability of dropping a caption  ->  a new (b t)
+    """
+    dropped = torch.rand(len(text), 1, device=text.device, generator=generator) < probability  # (b 1)
+    return torch.where(dropped, empty, text)

@@ -1,0 +1,109 @@
+"""Build the convolutional parts that VQGAN's encoder and decoder share [VQGAN sec. 3.1, appendix table 7].
+
+Every part keeps the picture's layout (b c h w). All of them normalise first, apply x·sigmoid(x), then convolve:
+
+    ResidualBlock   (b c h w) -> (b c' h w)      looks at neighbours
+    Attention       (b c h w) -> (b c h w)       looks everywhere: one head, every position a token
+    Downsample      (b c h w) -> (b c h/2 w/2)
+    Upsample        (b c h w) -> (b c 2h 2w)
+    Level           blocks (with attention, if asked), then a change of resolution
+"""
+
+from math import gcd
+
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return a GroupNorm of 32 groups, or of fewer where a group would hold less than four channels.
+
+    Four is what the published models' narrowest layer has. With one channel a group, each channel would lose
+    its mean over the picture: just before the last convolution that is the picture's colour.
+    """
+    return nn.GroupNorm(gcd(32, max(1, channels // 4)), channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Add to x what two 3x3 convolutions make of it; where the channels change, x passes a 1x1 convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.conv1(F.silu(self.norm1(x)))
+        change = self.conv2(F.silu(self.norm2(change)))
+        return self.shortcut(x) + change
+
+
+class Attention(nn.Module):
+    """Let every position gather from all others, weighed by softmax(q·k / √c) over the whole picture."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, channels = x.shape[-2], x.shape[-3]
+        normed = self.norm(x)
+        q, k, v = (rearrange(project(normed), "b c h w -> b (h w) c")
+                   for project in (self.query, self.key, self.value))
+        scores = einsum(q, k, "b i c, b j c -> b i j") * channels**-0.5
+        mixed = scores.softmax(dim=-1).to(v.dtype) @ v                       # (b i c)
+        return x + self.out(rearrange(mixed, "b (h w) c -> b c h w", h=height))
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Zeros on the right and bottom only, as in the published models: padding on all sides would fit
+        # their weights just as well, and shift every picture by half a pixel.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width: repeat each pixel, then smooth. A transposed convolution leaves checkerboards."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Run the residual blocks of one resolution, each followed by attention if `attend`, then `resample`."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attend: bool, resample: nn.Module):
+        super().__init__()
+        widths = [channels_in] + [channels_out] * blocks
+        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in zip(widths, widths[1:]))
+        self.attentions = nn.ModuleList(Attention(channels_out) if attend else nn.Identity() for _ in self.blocks)
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions):
+            x = attention(block(x))
+        return self.resample(x)
+
+
+def middle(channels: int) -> nn.Sequential:
+    """Return what stands on both sides of the code grid: block, attention, block."""
+    return nn.Sequential(ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels))

@@ -1,4 +1,4 @@
-"""Learn one space for images and texts from captioned pictures [CLIP, Radford et al. 2021, arXiv 2103.00020]."""
+"""Learn one space for images and captions from pairs of them [CLIP, Radford et al. 2021]."""
 
 from .loss import accumulated_backward, contrastive_loss, same_caption
 from .model import CLIP, CLIPConfig

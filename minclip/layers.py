@@ -1,9 +1,9 @@
-"""Hold the parts of both of CLIP's encoders: attention, the MLP, and the residual blocks that stack them.
+"""The parts of both encoders of CLIP: attention, the MLP, the block, and the stack of blocks.
 
-    x (b n d) --+-- LayerNorm - Attention --(+)--+-- LayerNorm - MLP --(+)--> (b n d)      one Block, `layers` of them
-                +---------------------------/    +--------------------/
+    x (b n d) ──┬── LayerNorm ─ Attention ──(+)──┬── LayerNorm ─ MLP ──(+)──▶ (b n d)      one Block
+                └────────────────────────────┘   └──────────────────────┘
 
-[Attention is all you need, sec. 3; GPT-2, sec. 2.3, for the normalisation before each part; CLIP secs. 2.4, 2.5]
+[Attention is all you need, sec. 3; GPT-2 sec. 2.3 for the LayerNorm before each part; CLIP sec. 2.4]
 """
 
 import torch
@@ -25,7 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Approximate GELU by x·σ(1.702x) [GELU, Hendrycks & Gimpel 2016, sec. 2], as CLIP's published weights expect."""
+    """Approximate GELU by x·σ(1.702x) [GELU sec. 2]; OpenAI's weights compute wrongly with any other."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -33,7 +33,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Attention(nn.Module):
-    """Let every position read from the others, through `heads` independent views of width e = width / heads."""
+    """Attend with several heads of width e = width / heads [Attention is all you need, sec. 3.2.2]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -42,14 +42,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map x (b n d) -> (b n d); mask boolean (n n), True where a row may look at a column."""
+        """Map x (b n d) -> (b n d); mask boolean (i j), True where i may look at j."""
         q, k, v = rearrange(self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.heads)
-        x = attend(q, k, v, mask)                                # (b k n e)
+        x = attend(q, k, v, mask)                                             # (b k n e)
         return self.out(rearrange(x, "b k n e -> b n (k e)"))
 
 
 class MLP(nn.Module):
-    """Think at each position on its own: widen fourfold, bend, narrow again."""
+    """Transform each token on its own, through four times the width."""
 
     def __init__(self, width: int, activation: str):
         super().__init__()
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Add to the stream x what attention, and then the MLP, make of its normalised copy (pre-LN)."""
+    """Add to each token what attention, then the MLP, make of it normalised: "pre-LN" [GPT-2 sec. 2.3]."""
 
     def __init__(self, width: int, heads: int, activation: str):
         super().__init__()
@@ -75,17 +75,17 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map x (b n d) -> (b n d)."""
         x = x + self.attention(self.ln_1(x), mask)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """Stack `layers` blocks, initialised so that the sum of 2·layers residual branches keeps its scale [GPT-2 sec. 2.3]."""
+    """Stack blocks, and initialise them as OpenAI's code does its text encoder."""
 
     def __init__(self, width: int, layers: int, heads: int, activation: str):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
         for block in self.blocks:
+            # two branches a block add to x: the deeper the stack, the smaller they start [GPT-2 sec. 2.3]
             nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
             nn.init.normal_(block.attention.out.weight, std=(2 * layers * width) ** -0.5)
             nn.init.normal_(block.mlp.expand.weight, std=(2 * width) ** -0.5)

@@ -5,8 +5,8 @@
                [  .   same  .  ]      belongs to this image? One down a column: which image belongs to this
                [  .    .   same]      caption? The loss is the mean of both cross-entropies.
 
-Before training the answers are no better than chance, so the first loss is about ln b, 4.85 for a batch of 128. A loss
-that stays there is the sign of a mistake, most often of features that were not normalised.
+Before training the answers are no better than chance, so the first loss is about ln b: 4.85 for a batch of
+128. A loss that stays there is the sign of a mistake, most often of features that were not normalised.
 """
 
 import torch
@@ -23,9 +23,9 @@ def same_caption(ids: Tensor) -> Tensor:
 
 
 def row_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
-    """Return the mean over rows i of -log softmax(logits) at the right columns j, which share the target equally.
+    """Return the mean over rows of the cross-entropy with the right columns, which share the target equally.
 
-    logits (i j), right boolean (i j) with at least one True a row -> scalar.
+    logits (i j), right boolean (i j) with one True or more in each row -> scalar.
     """
     return F.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
 
@@ -36,9 +36,9 @@ def contrastive_loss(
     """Return the symmetric cross-entropy between images and captions, a scalar [CLIP figure 3].
 
     Both features (b e) of unit length; logit_scale the logarithm of the scale, clamped to ln 100.
-    same: boolean (b b), True where caption j is right for image i; without it only the diagonal is. Small worlds
-    repeat captions, and to count a repeated one as wrong teaches the model to tell apart what is equal. With
-    repetitions the least possible loss is no longer 0 but the entropy of the targets.
+    same: boolean (b b), True where caption j is right for image i; without it only the diagonal is. Small
+    worlds repeat their captions, and counting a repeated one as wrong would push an image away from its own
+    caption. With repetitions the least possible loss is no longer 0 but the entropy of the targets.
     """
     if same is None:
         same = torch.eye(len(image_features), dtype=torch.bool, device=image_features.device)
@@ -54,24 +54,23 @@ def contrastive_loss(
 def accumulated_backward(
     model: CLIP, images: Tensor, ids: Tensor, chunks: int, same: Tensor | None = None
 ) -> Tensor:
-    """Add to every .grad the gradient of the loss over the whole batch, holding the activations of one chunk at a time.
+    """Add to every .grad that of the loss over the whole batch, with the activations of one chunk at a time.
 
     images (b 3 h w), ids (b t), same as in contrastive_loss -> the loss, a scalar without gradient.
 
-    Summing the losses of small batches is something else: their images meet fewer wrong captions. But the loss sees
-    the images only through their features, which are small. So by the chain rule [GradCache, Gao et al. 2021, sec. 3]:
-    embed all chunks without a graph, take the gradient of the one loss with respect to the features, then embed each
-    chunk again and carry its features' gradient on into the weights. The price is a second forward pass.
+    Summing the losses of small batches is something else: their images meet fewer wrong captions. But the
+    loss sees a batch only through its features, and those are small. So [GradCache, Gao et al. 2021, sec. 3]
+    embed all chunks without a graph, take the gradient of the one loss at the features, then embed each chunk
+    again and carry the gradient of its features on into the weights. The price is a second forward pass.
     """
     pairs = list(zip(images.chunk(chunks), ids.chunk(chunks)))
     with torch.no_grad():
-        image_features, text_features = (torch.cat(features) for features in zip(*(model(*pair) for pair in pairs)))
-    torch.clear_autocast_cache()  # or else the weights cast in here, without a graph, would serve below as well
+        features = [model(*pair) for pair in pairs]
+    torch.clear_autocast_cache()  # or the weights cast just now, without a graph, would serve below as well
 
-    image_features.requires_grad_()
-    text_features.requires_grad_()
+    image_features, text_features = (torch.cat(parts).requires_grad_() for parts in zip(*features))
     loss = contrastive_loss(image_features, text_features, model.logit_scale, same)
-    loss.backward()  # reaches the features and the temperature, which the chunks below no longer meet: it counts once
+    loss.backward()  # reaches the features and the temperature, which the chunks below never meet
 
     for pair, *gradients in zip(pairs, image_features.grad.chunk(chunks), text_features.grad.chunk(chunks)):
         torch.autograd.backward(model(*pair), gradients)

@@ -1,8 +1,8 @@
 """Read a CLIP from a file, whoever wrote it.
 
-A file is first read as data: tensors and plain values, never code. Then each of LAYOUTS is asked whether it knows this
-one; the first that does hands back our config and the weights under our names. To read one more kind of file, write
-one more such function.
+A file is first read as data: tensors and plain values, never code. Then each of LAYOUTS is asked in turn; the
+first that knows the file hands back our config, and the weights under our names. One more layout is one more
+function.
 """
 
 import os
@@ -17,25 +17,25 @@ from .model import CLIP, CLIPConfig
 
 
 def from_minclip(checkpoint: Any) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
-    """Recognise what train.py saves: {"kind": "clip", "config": fields of CLIPConfig, "weights": state dict, ...}."""
-    if isinstance(checkpoint, dict) and checkpoint.get("kind") == "clip":
-        return CLIPConfig(**checkpoint["config"]), checkpoint["weights"]
+    """Recognise our own: {"kind": "clip", "config": fields of CLIPConfig, "weights": our state dict, ...}."""
+    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != "clip":
+        return None
+    return CLIPConfig(**checkpoint["config"]), checkpoint["weights"]
 
 
-# what the layout is called in messages -> the function that recognises it: None, or the config and our state dict
+# name, for messages -> the function that returns config and weights, or None where the layout is another
 LAYOUTS: dict[str, Callable[[Any], tuple[CLIPConfig, dict[str, Tensor]] | None]] = {
-    "clip.pt as train.py saves it": from_minclip,
+    "clip.pt as saved by train.py": from_minclip,
 }
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
     """Return the CLIP stored at `path`, on `device` and in eval mode.
 
-    Raises ValueError, in one line, for a file that is damaged, runs code, or has a layout that is not known.
+    Raises ValueError, in one line, for a file that is damaged, would run code, or has no layout that we know.
     """
     checkpoint = read(path)
-    known = f"known layouts: {', '.join(LAYOUTS)}"
-    for name, recognise in LAYOUTS.items():
+    for layout, recognise in LAYOUTS.items():
         try:
             found = recognise(checkpoint)
             if found is None:
@@ -43,22 +43,23 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
             config, weights = found
             model = CLIP(config)
             model.load_state_dict(weights)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path} looks like {name}, but does not fit: {reason}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]  # a mismatch lists every weight, a line each
+            raise ValueError(f"{path} looks like {layout}, but its parts do not fit: {reason}") from error
         return model.to(device).eval()
-    raise ValueError(f"{path} is {describe(checkpoint)}, not a CLIP that minclip reads; {known}")
+    raise ValueError(f"{path} is {describe(checkpoint)}; minclip reads these layouts: {', '.join(LAYOUTS)}")
 
 
 def read(path: str | os.PathLike) -> Any:
-    """Read a file of tensors and plain values, on the CPU, without running any code that it may carry."""
+    """Read a file of tensors and plain values onto the CPU, without running any code that it may carry."""
     try:
         # mmap leaves on disk what nobody asks for, such as an optimizer's state; only torch's zip format can
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise  # no such file, no permission: it says so itself
-    except Exception as error:  # damaged bytes make the unpickler fail in any way there is
-        raise ValueError(f"{path} is damaged, or no checkpoint of tensors and plain values ({type(error).__name__})") from error
+    except Exception as error:  # damaged bytes make the unpickler fail in every way there is
+        reason = type(error).__name__
+        raise ValueError(f"{path} is damaged, or not a file of tensors and plain values: {reason}") from error
 
 
 def describe(checkpoint: Any) -> str:

@@ -1,10 +1,7 @@
-"""Use a trained CLIP without training it further: classify by naming the classes, search, and measure both.
+"""Use a trained CLIP as it is: classify by naming the classes, search, and measure [CLIP sec. 3.1].
 
-    labels -> prompts -> text features, averaged per label (labels e) --+
-                                                                        +-- cosine -> softmax -> probabilities
-    images -> image features (b e) -------------------------------------+
-
-[CLIP secs. 3.1.2 to 3.1.4]
+    labels ─▶ prompts ─▶ text features, a mean for each label (labels e) ─┬─▶ cosines ─▶ softmax (b labels)
+    images ─▶ image features (b e) ───────────────────────────────────────┘
 """
 
 from collections.abc import Sequence
@@ -17,13 +14,13 @@ from torch import Tensor
 from .model import CLIP, MAX_LOGIT_SCALE
 from .tokenizer import Tokenizer
 
-# For photographs and the published weights; a model knows only the kind of sentence that it was trained on.
+# for photographs and the published weights: a model knows only the kind of sentence that it was trained on
 TEMPLATES = (
     "a photo of a {}.",
     "a bad photo of a {}.",
     "a close-up photo of a {}.",
     "a drawing of a {}.",
-    "itap of a {}.",  # "I took a picture", a habit of captions on the web
+    "itap of a {}.",  # "I took a picture", as captions on the web say
 )
 
 
@@ -33,12 +30,12 @@ def class_embeddings(
 ) -> Tensor:
     """Embed each label as the mean direction of its prompts: -> unit vectors (labels e) [CLIP sec. 3.1.4].
 
-    A template is a sentence with {} in place of the label; the default asks with the label alone. Each prompt is
-    normalised before the mean, so that all weigh the same. Raises ValueError for a template without {}.
+    A template is a sentence with {} in place of the label; the default is the label alone. Prompts are
+    normalised before the mean, so that all weigh the same. A template without {} raises ValueError.
     """
     for template in templates:
         if "{}" not in template:
-            raise ValueError(f"the template {template!r} has no place for the label: put {{}} where it belongs")
+            raise ValueError(f"the template {template!r} has no place for the label: write {{}} there")
     means = []
     for label in labels:
         prompts = [template.replace("{}", label) for template in templates]
@@ -50,7 +47,7 @@ def class_embeddings(
 
 @torch.no_grad()
 def classify(model: CLIP, images: Tensor, embeddings: Tensor) -> Tensor:
-    """Give each image a probability per class: images (b 3 h w), embeddings (labels e) -> (b labels), rows add up to 1."""
+    """Weigh classes for each image: images (b 3 h w), embeddings (labels e) -> probabilities (b labels)."""
     features = F.normalize(model.encode_image(images).float(), dim=-1)
     scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
     return (scale * einsum(features, embeddings, "b e, labels e -> b labels")).softmax(dim=-1)
@@ -59,8 +56,7 @@ def classify(model: CLIP, images: Tensor, embeddings: Tensor) -> Tensor:
 def search(query_embedding: Tensor, index_embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find what lies closest to the query: (e) among (n e) -> cosines (count), indices (count), best first.
 
-    Neither needs to be normalised; whether query and index are images or texts makes no difference. An index with
-    fewer than `count` entries is returned whole.
+    Neither need be normalised; either may be images or texts. A smaller index than `count` comes back whole.
     """
     query = F.normalize(query_embedding, dim=-1)
     index = F.normalize(index_embeddings, dim=-1)
@@ -70,18 +66,19 @@ def search(query_embedding: Tensor, index_embeddings: Tensor, count: int) -> tup
 def recall_at_k(
     image_features: Tensor, text_features: Tensor, k: int, same: Tensor | None = None
 ) -> tuple[float, float]:
-    """Return how often a right answer is among the k closest, image to text and text to image, each in [0, 1].
+    """Return how often a right answer is among the k closest: image to text, text to image, each in [0, 1].
 
-    Features (n e), row i of one belonging to row i of the other; same: boolean (n n) as in contrastive_loss, so that
-    an equal caption of another image is a hit as well.
+    Features (n e), row i of the one belonging to row i of the other; same: boolean (n n) as in
+    contrastive_loss, so that the equal caption of another image is a hit as well.
     """
     n = len(image_features)
     if same is None:
         same = torch.eye(n, dtype=torch.bool, device=image_features.device)
-    cosines = einsum(F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1), "i e, j e -> i j")
+    image_features, text_features = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
+    cosines = einsum(image_features, text_features, "i e, j e -> i j")
 
-    def hits(cosines: Tensor, same: Tensor) -> float:
-        closest = cosines.topk(min(k, n), dim=1).indices                  # (n k)
-        return same.gather(1, closest).any(dim=1).float().mean().item()
+    def hits(cosines: Tensor, right: Tensor) -> float:
+        closest = cosines.topk(min(k, n), dim=1).indices                  # (i k)
+        return right.gather(1, closest).any(dim=1).float().mean().item()
 
     return hits(cosines, same), hits(rearrange(cosines, "i j -> j i"), rearrange(same, "i j -> j i"))

@@ -1,19 +1,19 @@
-"""Turn captions into integers by byte-level byte-pair encoding [Sennrich et al. 2016, sec. 3.2; CLIP sec. 2.4].
+"""Turn captions into integers by byte-pair encoding [Sennrich et al. 2016, sec. 3.2; CLIP sec. 2.4].
 
     "A red circle!"  --words-->   a     red       circle           !
                      --bytes-->   a</w> r e d</w> c i r c l e</w>  !</w>
                      --merges-->  a</w> red</w>   circle</w>       !</w>
-                     --ids-->     start 320 514 517 256 end 0 0 ...
+                     --ids-->     start 320 513 518 256 end 0 0 0
 
-A word starts as its UTF-8 bytes, the last of them marked `</w>`: the word ends here. Training joins the adjacent pair
-that occurs most into a new token, over and over; encoding replays those merges in the order in which they were learnt.
-Since any text is bytes nothing is ever unknown: a word never seen in training only takes more tokens.
+A word starts as its UTF-8 bytes, the last of them marked `</w>`: the word ends here. Training joins the two
+neighbours that occur most into a new token, over and over; encoding replays those merges in the same order.
+Any text is bytes, so nothing is ever unknown: a word never seen in training only takes more tokens.
 
-Ids stand in CLIP's order: 256 bytes, the same 256 with `</w>`, one token per merge, start, end. So its published list
-of 48,894 merges, handed to `Tokenizer(merges)`, gives its published 49,408 ids.
+Ids stand in CLIP's order: 256 bytes, the same 256 with `</w>`, one id per merge, start, end. So its published
+list of 48,894 merges, handed to `Tokenizer(merges)`, gives its published 49,408 ids.
 
-Where we depart: a marker such as `<|endoftext|>` inside a caption is read as the plain characters that it is, or else
-a caption could end itself early. And of the library ftfy's repairs we make the few that a caption needs.
+Where we depart: a marker such as `<|endoftext|>` in a caption is read as the characters that it is, or else a
+caption could end itself early; of the repairs that the published code leaves to ftfy we make the common few.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 END_OF_WORD = "</w>"
-PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")  # contractions | letters, numerals | the rest
+PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")  # contraction | letters, numerals | rest
 STRAIGHT_QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛ʼ", "'"), **dict.fromkeys("“”„‟", '"')})
 
-# CLIP's order of the bytes: first the 188 that print, as themselves, then the others, each written as a character
-# from 256 on. Written like this a token is text without spaces, so a list of merges can be read, saved and compared.
+# CLIP's order of the bytes: first the 188 that print, as themselves, then the others, each as a character
+# from 256 on. Spelt in these letters no token contains a space, so a merge is a line of text: "re d</w>".
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
 LETTERS = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
@@ -46,9 +46,10 @@ BYTES = {letter: byte for byte, letter in LETTERS.items()}
 def split_words(text: str) -> list[str]:
     """Clean a caption and cut it into the words that are encoded one by one, as CLIP's published code does.
 
-    Cleaning: half a surrogate pair becomes '?', HTML entities are resolved twice (web captions are often escaped
-    twice), curly quotes straightened, accents composed (NFC), letters lower-cased; white space only separates.
-    A word is a contraction ('s), a run of letters, ONE numeral, or a run of anything else.
+    Cleaning: half a surrogate pair becomes '?', HTML entities are resolved twice (the web often escapes them
+    twice), curly quotes straightened, accents composed (NFC), letters lower-cased.
+    A word is a contraction ('s), a run of letters, a single numeral, or a run of anything else; white space
+    only separates.
     """
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = html.unescape(html.unescape(text)).translate(STRAIGHT_QUOTES)
@@ -59,28 +60,34 @@ def split_words(text: str) -> list[str]:
         if piece.isalpha() or not piece[0].isalnum():
             words.append(piece)
             continue
-        # `re` cannot tell letters from numerals such as ² and ½; str.isalpha is exactly Unicode's class of letters
+        # `re` takes numerals such as ² and ½ for letters; str.isalpha is exactly Unicode's class of letters
         for letters, run in groupby(piece, str.isalpha):
             words.extend(["".join(run)] if letters else run)
     return words
 
 
 def normalise(text: str) -> str:
-    """Return the text that survives encoding: decode(encode(text)) == normalise(text), for any text at all.
+    """Return what survives of a text: decode(encode(text)) == normalise(text), for any text whatever.
 
-    Encoding keeps words, not the gaps between them, so each gap comes back as one space: "It's  RED!" -> "it 's red !".
+    Encoding keeps words, not the gaps between them; each comes back as a space: "It's RED!" -> "it 's red !".
     """
     return " ".join(split_words(text))
 
 
 def split_bytes(word: str) -> list[str]:
-    """Spell a word as one token per UTF-8 byte, the last one carrying `</w>`: "red" -> ["r", "e", "d</w>"]."""
+    """Spell a word with one token per UTF-8 byte, the last one marked: "red" -> ["r", "e", "d</w>"]."""
     letters = [LETTERS[byte] for byte in word.encode("utf-8")]
     return [*letters[:-1], letters[-1] + END_OF_WORD]
 
 
+def spell(token: str) -> bytes:
+    """Return the bytes that a token stands for, its mark as a space: "ed</w>" -> b"ed "."""
+    letters = token.removesuffix(END_OF_WORD)
+    return bytes(BYTES[letter] for letter in letters) + (b" " if letters != token else b"")
+
+
 def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join every occurrence of `pair`, from left to right: (["a", "b", "a", "b"], ("a", "b")) -> ["ab", "ab"]."""
+    """Join every occurrence of a pair, from left to right: ["a", "b", "c"], ("a", "b") -> ["ab", "c"]."""
     merged, i = [], 0
     while i < len(tokens):
         width = 2 if tuple(tokens[i : i + 2]) == pair else 1
@@ -92,13 +99,13 @@ def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
 def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str]]:
     """Learn at most `limit` merges, the most frequent pair first [Sennrich et al. 2016, algorithm 1].
 
-    Ties go to the pair that is last in alphabetical order, so that neither the order of the captions nor that of a
-    set can change the result. Stops early once every word is a single token.
+    A tie goes to the pair that is last in the alphabet, so that the order of the captions changes nothing.
+    Stops early once every word is a single token.
     """
     words = [split_bytes(word) for word in word_counts]
     counts = list(word_counts.values())
     pair_counts = Counter()
-    words_with = defaultdict(set)  # pair -> the words where it was ever seen: a merge visits these and no others
+    words_with = defaultdict(set)  # pair -> words where it was ever seen: a merge need not visit any others
 
     def count(index: int, sign: int) -> None:
         for pair in pairwise(words[index]):
@@ -113,7 +120,7 @@ def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str
         if most == 0:
             break
         merges.append(best)
-        for index in list(words_with[best]):
+        for index in words_with.pop(best):
             count(index, -1)
             words[index] = merge(words[index], best)
             count(index, +1)
@@ -130,22 +137,25 @@ class Tokenizer:
 
     def __init__(self, merges: Iterable[tuple[str, str]]):
         self.merges = [tuple(pair) for pair in merges]
-        alphabet = list(LETTERS.values())
-        tokens = alphabet + [letter + END_OF_WORD for letter in alphabet] + ["".join(pair) for pair in self.merges]
+        letters = list(LETTERS.values())
+        tokens = letters + [letter + END_OF_WORD for letter in letters] + list(map("".join, self.merges))
         self.start = len(tokens)
         self.end = self.start + 1
         self.vocab_size = self.end + 1
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.token_bytes = [self._spell(token) for token in tokens] + [b"", b""]  # start and end spell nothing
+        self.spelling = [spell(token) for token in tokens] + [b"", b""]  # start and end spell nothing
         self.cache: dict[str, list[int]] = {}  # word -> ids: captions repeat a few words over and over
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn merges from captions until there are `vocab_size` ids, or fewer where the captions offer no more."""
-        smallest = 2 * 256 + 2
+        """Learn merges from captions until there are `vocab_size` ids, or fewer if they hold too few words.
+
+        Raises ValueError for a vocab_size too small for the bytes.
+        """
+        smallest = 256 + 256 + 2
         if vocab_size < smallest:
-            raise ValueError(f"vocab_size {vocab_size} leaves no room for the bytes: choose {smallest} or more")
+            raise ValueError(f"vocab_size {vocab_size} has no room for the bytes: choose {smallest} or more")
         word_counts = Counter()
         for caption, count in Counter(captions).items():  # equal captions are cut into words once
             for word in split_words(caption):
@@ -160,8 +170,8 @@ class Tokenizer:
     def encode(self, texts: str | Sequence[str], context_length: int, truncate: bool = False) -> Tensor:
         """Encode captions as ids (b t) int64, t = context_length, each row start ... end and zeros after it.
 
-        One string counts as a batch of one. A caption that is too long raises ValueError; with `truncate` it is cut
-        instead, and its last id becomes `end`.
+        One string is a batch of one. A caption that is too long raises ValueError, unless `truncate` cuts it
+        and makes its last id `end`.
         """
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.zeros(len(texts), context_length, dtype=torch.int64)
@@ -170,7 +180,7 @@ class Tokenizer:
             if len(ids) > context_length:
                 if not truncate:
                     raise ValueError(
-                        f"the caption {text!r} is {len(ids)} tokens long with its start and end, the limit is "
+                        f"the caption {text!r} takes {len(ids)} tokens with its start and end, the limit is "
                         f"{context_length}: shorten it, or cut it with truncate=True"
                     )
                 ids = [*ids[: context_length - 1], self.end]
@@ -183,14 +193,14 @@ class Tokenizer:
         Whatever follows `end` is padding. Its 0 is also the id of "!", so only `end` tells them apart.
         """
         ids = takewhile(lambda i: i != self.end, torch.as_tensor(ids).tolist())
-        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace").removesuffix(" ")
+        return b"".join(self.spelling[i] for i in ids).decode("utf-8", "replace").removesuffix(" ")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the merges as JSON, to a file beside `path` that then takes its place, so that none is half written."""
+        """Write the merges as JSON, to a file beside `path` that then takes its place: never half a file."""
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"merges": [" ".join(pair) for pair in self.merges]}, file, ensure_ascii=False, indent=1)
+            json.dump({"merges": list(map(" ".join, self.merges))}, file, ensure_ascii=False, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -202,7 +212,7 @@ class Tokenizer:
             lines = json.loads(Path(path).read_text(encoding="utf-8"))["merges"]
             return cls((first, second) for first, second in (line.split(" ") for line in lines))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a tokenizer: expected the JSON with 'merges' that train.py saves") from error
+            raise ValueError(f"{path} is not a tokenizer: expected JSON that Tokenizer.save wrote") from error
 
     def _encode_word(self, word: str) -> list[int]:
         """Replay the merges on one word, the earliest learnt first."""
@@ -215,9 +225,3 @@ class Tokenizer:
                 tokens = merge(tokens, best)
             self.cache[word] = [self.ids[token] for token in tokens]
         return self.cache[word]
-
-    @staticmethod
-    def _spell(token: str) -> bytes:
-        """Return the bytes that a token stands for, `</w>` as a space."""
-        letters = token.removesuffix(END_OF_WORD)
-        return bytes(BYTES[letter] for letter in letters) + (b" " if letters != token else b"")

@@ -9,10 +9,9 @@
 
 No token marks the start of the image: the last text position, having read all of the text, predicts code 0.
 
-Where we depart from the paper, as minDALL-E does: each of the two vocabularies has its own embedding and head,
-so no logit needs masking; one learned position per code, not one per row plus one per column; padding is
-an ordinary token, not a different one at each position; layers attend in full unless the config
-says otherwise.
+Where we depart from the paper, as minDALL-E does: each of the two vocabularies has its own embedding and
+head, so no logit needs masking; one learned position per code, not one per row plus one per column; padding is
+an ordinary token, not a different one at each position; layers attend in full unless told otherwise.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
-"""Build the convolutional parts that VQGAN's encoder and decoder share [VQGAN sec. 3.1, appendix table 7].
+"""Build the convolutional parts that VQGAN's encoder and decoder share [VQGAN sec. 3.1, table 7].
 
-Every part keeps the picture's layout (b c h w). All of them normalise first, apply x·sigmoid(x), then convolve:
+Every part keeps the layout (b c h w). Each normalises first, applies x·sigmoid(x), then convolves:
 
-    ResidualBlock   (b c h w) -> (b c' h w)      looks at neighbours
+    ResidualBlock   (b c h w) -> (b c' h w)      looks at the neighbours
     Attention       (b c h w) -> (b c h w)       looks everywhere: one head, every position a token
     Downsample      (b c h w) -> (b c h/2 w/2)
     Upsample        (b c h w) -> (b c 2h 2w)
-    Level           blocks (with attention, if asked), then a change of resolution
+    Level           residual blocks (and attention), then a change of resolution
 """
 
 from math import gcd
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return a GroupNorm of 32 groups, or of fewer where a group would hold less than four channels.
 
-    Four is what the published models' narrowest layer has. With one channel a group, each channel would lose
-    its mean over the picture: just before the last convolution that is the picture's colour.
+    Four is the least in the published models. With one channel to a group every channel would lose its mean
+    over the picture, and with it, before the last convolution, the picture's colour.
     """
     return nn.GroupNorm(gcd(32, max(1, channels // 4)), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Add to x what two 3x3 convolutions make of it; where the channels change, x passes a 1x1 convolution."""
+    """Add to x what two 3x3 convolutions make of it; x passes a 1x1 convolution where channels change."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Let every position gather from all others, weighed by softmax(q·k / √c) over the whole picture."""
+    """Let every position gather from all, weighed by softmax(q·k / √c); its projections are 1x1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -55,13 +55,13 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, channels = x.shape[-2], x.shape[-3]
         normed = self.norm(x)
-        q, k, v = (rearrange(project(normed), "b c h w -> b (h w) c")
-                   for project in (self.query, self.key, self.value))
-        scores = einsum(q, k, "b i c, b j c -> b i j") * channels**-0.5
-        mixed = scores.softmax(dim=-1).to(v.dtype) @ v                       # (b i c)
-        return x + self.out(rearrange(mixed, "b (h w) c -> b c h w", h=height))
+        q = rearrange(self.query(normed), "b c h w -> b (h w) c")
+        k = rearrange(self.key(normed), "b c h w -> b (h w) c")
+        v = rearrange(self.value(normed), "b c h w -> b (h w) c")
+        scores = einsum(q, k, "b i c, b j c -> b i j") * q.shape[-1] ** -0.5
+        mixed = scores.softmax(dim=-1).to(v.dtype) @ v                         # (b h·w c)
+        return x + self.out(rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
@@ -72,13 +72,13 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Zeros on the right and bottom only, as in the published models: padding on all sides would fit
-        # their weights just as well, and shift every picture by half a pixel.
+        # Zeros on the right and bottom only: padding on all sides would take the published weights just as
+        # readily, and look one pixel too far to the upper left everywhere.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double height and width: repeat each pixel, then smooth. A transposed convolution leaves checkerboards."""
+    """Double height and width: repeat, then convolve. A transposed convolution leaves checkerboards."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -95,7 +95,8 @@ class Level(nn.Module):
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
         self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in zip(widths, widths[1:]))
-        self.attentions = nn.ModuleList(Attention(channels_out) if attend else nn.Identity() for _ in self.blocks)
+        self.attentions = nn.ModuleList(Attention(channels_out) if attend else nn.Identity()
+                                        for _ in range(blocks))
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,5 +106,6 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.Sequential:
-    """Return what stands on both sides of the code grid: block, attention, block."""
-    return nn.Sequential(ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels))
+    """Return what stands on either side of the code grid, at its resolution: block, attention, block."""
+    return nn.Sequential(ResidualBlock(channels, channels), Attention(channels),
+                         ResidualBlock(channels, channels))

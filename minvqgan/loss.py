@@ -1,62 +1,63 @@
-"""State what generator (encoder, codebook, decoder) and discriminator want of each other [VQGAN eq. 4 to 7].
+"""Say what generator (encoder, codebook, decoder) and discriminator want of each other [VQGAN eq. 4-7].
 
-One training step moves first the generator, then the discriminator:
+A training step moves the generator, then the discriminator, which is None until its first step, or for good:
 
     reconstruction, quantised = vqgan(images)
-    playing = discriminator if step >= discriminator_start else None
-    loss, parts = generator_loss(images, reconstruction, quantised.loss, vqgan.last_weight, playing)
-    optimiser_g.zero_grad(); loss.backward(); optimiser_g.step()
-    if playing is not None:
-        loss = discriminator_loss(playing, images, reconstruction)
-        optimiser_d.zero_grad(); loss.backward(); optimiser_d.step()
+    loss, parts = generator_loss(images, reconstruction, quantised.loss, vqgan.last_weight, discriminator)
+    generator_optimiser.zero_grad(); loss.backward(); generator_optimiser.step()
 
-The generator's backward leaves gradients in the discriminator too: `optimiser_d.zero_grad()` must come after it.
+    if discriminator is not None:
+        loss = discriminator_loss(discriminator, images, reconstruction)
+        discriminator_optimiser.zero_grad(); loss.backward(); discriminator_optimiser.step()
+
+The generator's backward leaves gradients in the discriminator too: its `zero_grad` must come between the two.
 """
 
 from typing import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+Pair = Callable[[Tensor, Tensor], Tensor]  # two batches of images (b 3 h w) -> how far apart, any shape
 
 
-def reconstruction_loss(images: Tensor, reconstruction: Tensor,
-                        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
-    """Measure mean |x - x̂| over images (b 3 h w), plus the mean of perceptual(x, x̂) if given (LPIPS in the paper)."""
+def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: Pair | None = None) -> Tensor:
+    """Return mean |x - x̂| of images (b 3 h w), plus mean perceptual(x, x̂) if given (LPIPS in the paper)."""
     loss = (images - reconstruction).abs().mean()
     return loss if perceptual is None else loss + perceptual(images, reconstruction).mean()
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """Return -mean D(x̂): the generator wants the scores of its pictures, of any shape, to rise."""
+    """Return -mean D(x̂), given scores of any shape: the generator wants its pictures' scores to rise."""
     return -fake.mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): real above 1 and fake below -1 is all it wants."""
+    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): scores past 1 and -1 are good enough."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
-    """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), in [0, 1e4] [VQGAN eq. 7].
+    """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), a constant () in [0, 1e4] [VQGAN eq. 7].
 
-    Both losses () are differentiated at the decoder's last convolution. Scaled by λ, the adversarial loss pulls
-    there as hard as the reconstruction does, whatever the discriminator's scale; λ itself is a constant.
+    Both gradients are those of a loss () at the decoder's last convolution. Multiplied by λ, the adversarial
+    loss pulls there as hard as the reconstruction does, whatever the scale of the discriminator's scores.
     """
     wanted, = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
     actual, = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
-    return (wanted.norm() / (actual.norm() + 1e-4)).clamp(0, 1e4).detach()
+    return (wanted.norm() / (actual.norm() + 1e-4)).clamp(0, 1e4)
 
 
 def generator_loss(images: Tensor, reconstruction: Tensor, codebook_loss: Tensor, last_weight: Tensor,
-                   discriminator: Callable[[Tensor], Tensor] | None = None, adversarial_weight: float = 0.8,
-                   perceptual: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum what the generator minimises: reconstruction + codebook + weight · λ · adversarial.
+                   discriminator: nn.Module | None = None, adversarial_weight: float = 0.8,
+                   perceptual: Pair | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what the generator lowers, reconstruction + codebook + weight · λ · adversarial, and its parts.
 
-    images, reconstruction: (b 3 h w), the second with its gradient; codebook_loss: (), from Quantised
-    last_weight: the decoder's last convolution, for λ
-    discriminator: None leaves the adversarial part out: before it starts, or to train without one
-    returns: the loss () and its parts by name, detached, for the log
+    images, reconstruction: (b 3 h w) in [-1, 1]
+    codebook_loss, last_weight: Quantised.loss, and where λ is measured
+    discriminator: None leaves the adversarial part out
+    returns: the loss () and a dict of its parts, detached, for the log
     """
     pixels = reconstruction_loss(images, reconstruction, perceptual)
     loss = pixels + codebook_loss
@@ -69,9 +70,9 @@ def generator_loss(images: Tensor, reconstruction: Tensor, codebook_loss: Tensor
     return loss, parts
 
 
-def discriminator_loss(discriminator: Callable[[Tensor], Tensor], images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Return the hinge loss of telling images from reconstruction, both (b 3 h w).
+def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Return what the discriminator lowers, the hinge loss of telling images from reconstruction (b 3 h w).
 
-    The reconstruction is detached: or else this loss would train the generator too, to be told apart more easily.
+    The reconstruction is detached: this loss would teach the generator to be found out.
     """
     return hinge_discriminator(discriminator(images), discriminator(reconstruction.detach()))

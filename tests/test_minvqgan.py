@@ -1,0 +1,618 @@
+"""Claims about minvqgan, each against exact values, a slow reference or plain autograd."""
+
+import dataclasses
+import math
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+import minvqgan.codebook
+import minvqgan.model
+from minvqgan import (VQGAN, Codebook, PatchGAN, Quantised, VQGANConfig, adaptive_weight, discriminator_loss,
+                      generator_loss, guide, load, parse_prompts, perplexity, prompt_score, random_cutouts,
+                      reconstruction_loss, spherical_distance, straight_through, usage)
+from minvqgan.codebook import nearest
+from minvqgan.guide import resample
+from minvqgan.loss import hinge_discriminator, hinge_generator
+
+SMALL = VQGANConfig(image_size=16, channels=8, multipliers=(1, 2), z_channels=16, codebook_size=32,
+                    codebook_dim=4)
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def pictures(count: int = 4, side: int = 16) -> torch.Tensor:
+    """Draw flat-coloured pictures with a square of another colour."""
+    colours = torch.rand(count, 2, 3, 1, 1, generator=seeded(7)) * 2 - 1
+    images = colours[:, 0].repeat(1, 1, side, side)
+    images[:, :, side // 4 : side // 2, side // 4 : side // 2] = colours[:, 1]
+    return images
+
+
+def small(config: VQGANConfig = SMALL) -> VQGAN:
+    """Build a VQGAN whose codebook has been initialised by one training batch, in eval mode."""
+    torch.manual_seed(0)
+    model = VQGAN(config)
+    model(pictures(8, config.image_size))
+    return model.eval()
+
+
+def codebook(**changes) -> Codebook:
+    torch.manual_seed(0)
+    arguments = dict(codebook_size=16, codebook_dim=4, l2_normalised=False, beta=0.25, restart_after=3)
+    return Codebook(**(arguments | changes))
+
+
+# ---- the codebook
+
+
+def test_straight_through_has_the_values_of_z_q_and_the_gradient_of_z():
+    z, z_q = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    out = straight_through(z, z_q)
+    assert torch.allclose(out, z_q)
+    (out * torch.arange(6.0).reshape(2, 3)).sum().backward()
+    assert torch.equal(z.grad, torch.arange(6.0).reshape(2, 3)) and z_q.grad is None
+
+
+def test_straight_through_copies_the_decoder_gradient_to_the_encoder_which_without_it_gets_none(monkeypatch):
+    def encoder_gradient() -> float:
+        model = small()
+        reconstruction, _ = model(pictures())
+        reconstruction.abs().sum().backward()  # no codebook loss: only the decoder's word
+        grad = model.encoder.conv_in.weight.grad
+        return 0.0 if grad is None else grad.abs().sum().item()
+
+    assert encoder_gradient() > 0
+    monkeypatch.setattr(minvqgan.codebook, "straight_through", lambda z, z_q: z_q)
+    assert encoder_gradient() == 0
+
+
+def test_beta_scales_the_commitment_gradient_of_the_encoder_and_leaves_the_codes_gradient_alone():
+    def gradients(beta: float):
+        book = codebook(beta=beta).eval()
+        z = torch.randn(2, 4, 3, 3, generator=seeded()).requires_grad_()
+        book(z).loss.backward()
+        return z.grad, book.vectors.grad
+
+    (z1, codes1), (z2, codes2), (z0, _) = gradients(0.25), gradients(1.0), gradients(0.0)
+    assert torch.allclose(4 * z1, z2) and z1.abs().sum() > 0 and z0.abs().sum() == 0
+    assert torch.equal(codes1, codes2) and codes1.abs().sum() > 0
+
+
+def test_codebook_loss_is_one_plus_beta_times_the_mean_squared_distance():
+    z = torch.randn(2, 4, 3, 3, generator=seeded())
+    out = codebook(beta=0.5).eval()(z)
+    assert torch.allclose(out.loss, 1.5 * (z - out.z_q).square().mean())
+
+
+def test_nearest_equals_brute_force_distances():
+    rows, vectors = torch.randn(200, 5, generator=seeded()), torch.randn(50, 5, generator=seeded(1))
+    assert torch.equal(nearest(rows, vectors), torch.cdist(rows, vectors).argmin(dim=1))
+
+
+def test_nearest_is_as_exact_under_bf16_autocast():
+    rows, vectors = torch.randn(2000, 5, generator=seeded()), torch.randn(500, 5, generator=seeded(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest(rows, vectors), torch.cdist(rows, vectors).argmin(dim=1))
+
+
+@pytest.mark.parametrize("l2_normalised", [False, True])
+def test_lookup_of_the_codes_gives_the_quantised_vectors(l2_normalised):
+    book = codebook(l2_normalised=l2_normalised).eval()
+    out = book(torch.randn(2, 4, 3, 5, generator=seeded()))
+    assert out.codes.shape == (2, 3, 5) and out.codes.dtype == torch.int64
+    assert torch.allclose(book.lookup(out.codes), out.z_q, atol=1e-6)
+
+
+def test_first_training_batch_initialises_every_code_with_an_encoder_output():
+    book, z = codebook(), torch.randn(2, 4, 5, 5, generator=seeded())
+    book.train()(z)
+    assert (torch.cdist(book.vectors, rearrange(z, "b z h w -> (b h w) z")).min(dim=1).values < 1e-5).all()
+
+
+def test_a_used_code_is_never_moved_and_a_code_unused_for_restart_after_batches_comes_alive():
+    book = codebook(codebook_size=4, restart_after=3)
+    book.train()(torch.randn(1, 4, 4, 4, generator=seeded()))
+    with torch.no_grad():
+        book.vectors.copy_(repeat(torch.tensor([0.0, 50.0, 60.0, 70.0]), "v -> v z", z=4))
+    book.idle.zero_()
+    before = book.vectors.detach().clone()
+    z = torch.randn(1, 4, 4, 4, generator=seeded(1))
+    for _ in range(3):
+        assert (book(z).codes == 0).all() and torch.equal(book.vectors, before)
+    assert torch.equal(book.idle, torch.tensor([0, 3, 3, 3]))
+    assert book(z).codes.unique().numel() > 1
+    assert torch.equal(book.vectors[0], before[0]) and (book.vectors[1:].abs() < 10).all()
+
+
+def test_usage_and_perplexity_are_exact():
+    assert usage(torch.tensor([5, 0, 1, 0])) == 0.5
+    assert perplexity(torch.tensor([7, 7, 7, 7])).item() == pytest.approx(4)
+    assert perplexity(torch.tensor([9, 0, 0, 0])).item() == pytest.approx(1)
+    assert perplexity(torch.tensor([3, 1])).item() == pytest.approx(4 / 3**0.75)
+
+
+def test_l2_normalised_codes_and_latents_have_unit_length_and_directions_alone_decide():
+    book = codebook(l2_normalised=True).eval()
+    z = torch.randn(2, 4, 3, 3, generator=seeded())
+    out = book(z)
+    assert torch.allclose(out.z_q.norm(dim=1), torch.ones(2, 3, 3))
+    assert torch.equal(book(100 * z).codes, out.codes)
+    assert torch.allclose(book.clamp(5 * z).norm(dim=1), torch.ones(2, 3, 3))
+
+
+def test_clamp_brings_latents_into_each_channels_range():
+    book = codebook()
+    low, high = book.vectors.min(dim=0).values, book.vectors.max(dim=0).values
+    clamped = book.clamp(repeat(torch.tensor([-99.0, 99.0]), "b -> b z 1 1", z=4))
+    assert torch.equal(rearrange(clamped, "b z 1 1 -> b z"), torch.stack([low, high]))
+
+
+def test_eval_mode_changes_no_weight_and_no_buffer():
+    model = small()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.codebook.idle.fill_(model.codebook.restart_after)
+    before["codebook.idle"] = model.codebook.idle.clone()
+    model(pictures()), model.encode(pictures())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_resumed_from_its_state_is_bit_for_bit_the_run_that_went_on():
+    def steps(model, optimiser, count):
+        for _ in range(count):
+            images = pictures() + 0.1 * torch.randn(4, 3, 16, 16)
+            reconstruction, quantised = model(images)
+            loss, _ = generator_loss(images, reconstruction, quantised.loss, model.last_weight)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    config = dataclasses.replace(SMALL, restart_after=2)
+    torch.manual_seed(0)
+    model = VQGAN(config)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    steps(model, optimiser, 3)
+    resumed = VQGAN(config)
+    resumed.load_state_dict(model.state_dict())
+    optimiser2 = torch.optim.Adam(resumed.parameters(), 1e-3)
+    optimiser2.load_state_dict(optimiser.state_dict())
+    for each, its_optimiser in ((model, optimiser), (resumed, optimiser2)):
+        torch.manual_seed(1)
+        steps(each, its_optimiser, 4)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values()))
+
+
+class Signs(nn.Module):
+    """Quantise each channel to -1 or 1: another quantiser, of the three methods that codebook.py asks for."""
+
+    def __init__(self, codebook_size, codebook_dim, *_):
+        super().__init__()
+        self.register_buffer("places", 2 ** torch.arange(codebook_dim))
+
+    def forward(self, z):
+        codes = torch.einsum("bzhw,z->bhw", (z > 0).long(), self.places)
+        return Quantised(straight_through(z, self.lookup(codes)), codes, z.new_zeros(()))
+
+    def lookup(self, codes):
+        bits = rearrange(codes, "b h w -> b 1 h w") & rearrange(self.places, "z -> z 1 1")
+        return (bits > 0).float() * 2 - 1
+
+    def clamp(self, z):
+        return z.clamp(-1, 1)
+
+
+def test_another_quantiser_takes_the_codebooks_place_by_its_name_in_model_alone(monkeypatch):
+    monkeypatch.setattr(minvqgan.model, "Codebook", Signs)
+    model = VQGAN(SMALL)
+    reconstruction, quantised = model(pictures())
+    (reconstruction.sum() + quantised.loss).backward()
+    assert model.encoder.conv_in.weight.grad.abs().sum() > 0
+    assert torch.allclose(model.decode(model.encode(pictures())), reconstruction, atol=1e-5)
+    list(guide(model.eval(), lambda x: x.mean(dim=(1, 2, 3)), steps=1, cutouts=2, cut_size=8))
+
+
+# ---- the model
+
+
+@pytest.mark.parametrize("multipliers", [(1, 2), (1, 2, 2), (1, 1, 2, 3)])
+def test_encode_and_decode_shapes_follow_the_levels(multipliers):
+    config = dataclasses.replace(SMALL, image_size=32, multipliers=multipliers)
+    model = small(config)
+    codes = model.encode(pictures(2, 32))
+    assert codes.shape == (2, config.grid, config.grid) and config.grid == 32 // 2 ** (len(multipliers) - 1)
+    assert codes.dtype == torch.int64 and 0 <= codes.min() and codes.max() < config.codebook_size
+    assert model.decode(codes).shape == (2, 3, 32, 32)
+
+
+def test_pictures_need_be_neither_square_nor_of_the_training_size():
+    model = small()
+    assert model.decode(model.encode(torch.zeros(1, 3, 24, 40))).shape == (1, 3, 24, 40)
+    with pytest.raises(ValueError, match="divide by 2"):
+        model.encode(torch.zeros(1, 3, 24, 41))
+
+
+def test_decoding_the_codes_of_an_image_is_its_reconstruction():
+    model = small()
+    reconstruction, quantised = model(pictures())
+    assert torch.equal(model.encode(pictures()), quantised.codes)
+    assert torch.allclose(model.decode(quantised.codes), reconstruction, atol=1e-5)
+
+
+def test_published_presets_have_the_published_sizes_and_shapes():
+    with torch.device("meta"):
+        models = {1024: VQGAN(VQGANConfig.f16_1024()), 16384: VQGAN(VQGANConfig.f16_16384())}
+    counts = {size: sum(p.numel() for p in model.parameters()) for size, model in models.items()}
+    assert round(counts[1024] / 1e6, 2) == 72.14 and round(counts[16384] / 1e6, 2) == 76.07
+    weights = {name: tuple(tensor.shape) for name, tensor in models[1024].named_parameters()}
+    assert weights["encoder.conv_in.weight"] == (128, 3, 3, 3)
+    assert weights["encoder.levels.2.blocks.0.shortcut.weight"] == (256, 128, 1, 1)
+    assert weights["encoder.levels.4.blocks.0.shortcut.weight"] == (512, 256, 1, 1)
+    assert weights["encoder.levels.4.attentions.1.query.weight"] == (512, 512, 1, 1)
+    assert weights["encoder.conv_out.weight"] == (256, 512, 3, 3)
+    assert weights["decoder.conv_in.weight"] == (512, 256, 3, 3)
+    assert weights["decoder.levels.0.attentions.2.out.weight"] == (512, 512, 1, 1)  # lowest resolution first
+    assert weights["decoder.levels.1.blocks.0.shortcut.weight"] == (256, 512, 1, 1)  # up.3, published
+    assert weights["decoder.levels.3.blocks.0.shortcut.weight"] == (128, 256, 1, 1)  # up.1
+    assert weights["decoder.levels.3.resample.conv.weight"] == (128, 128, 3, 3)
+    assert weights["decoder.conv_out.weight"] == (3, 128, 3, 3)
+    assert weights["to_codebook.weight"] == weights["from_codebook.weight"] == (256, 256, 1, 1)
+    assert weights["codebook.vectors"] == (1024, 256)
+    shortcuts = [name for name in weights if "shortcut.weight" in name]
+    attentions = [name for name in weights if "query.weight" in name]
+    assert len(shortcuts) == 4 and len(attentions) == 2 + 1 + 3 + 1
+    assert VQGANConfig.f16_1024().grid == 16
+
+
+def test_padding_on_the_way_down_is_right_and_bottom_only():
+    down = minvqgan.layers.Downsample(1)
+    nn.init.zeros_(down.conv.bias)
+    nn.init.zeros_(down.conv.weight)
+    down.conv.weight.data[0, 0, 0, 0] = 1  # picks the top left pixel under the kernel
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert torch.equal(down(image)[0, 0], torch.tensor([[0.0, 2.0], [8.0, 10.0]]))
+
+
+def test_group_norm_has_32_groups_for_published_widths_and_never_one_channel_a_group():
+    assert [minvqgan.layers.group_norm(c).num_groups for c in (128, 256, 512)] == [32, 32, 32]
+    assert all(c // minvqgan.layers.group_norm(c).num_groups >= 4 for c in (4, 8, 12, 16, 20, 32, 48, 96))
+
+
+def test_attention_equals_torchs_own():
+    torch.manual_seed(0)
+    attention = minvqgan.layers.Attention(8)
+    x = torch.randn(2, 8, 3, 5)
+    q, k, v = (rearrange(f(attention.norm(x)), "b c h w -> b (h w) c")
+               for f in (attention.query, attention.key, attention.value))
+    mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b (h w) c -> b c h w", h=3)
+    assert torch.allclose(attention(x), x + attention.out(mixed), atol=1e-6)
+
+
+@pytest.mark.parametrize("changes, remedy", [
+    (dict(image_size=30), "does not divide by 4"), (dict(multipliers=()), "at least 1"),
+    (dict(attention_resolutions=(7,)), "sides are"), (dict(channels=0), "at least 1"),
+    (dict(beta=-1.0), "negative"),
+])
+def test_nonsense_in_the_config_is_refused_with_the_remedy(changes, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        VQGANConfig(**changes)
+
+
+def test_one_batch_can_be_learned_by_heart_also_under_bf16_autocast():
+    def final_loss(precise: bool) -> float:
+        torch.manual_seed(0)
+        model, images = VQGAN(SMALL), pictures()
+        optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(150):
+            with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+                reconstruction, quantised = model(images)
+                loss, _ = generator_loss(images, reconstruction.float(), quantised.loss, model.last_weight)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return reconstruction_loss(images, model.eval()(images)[0]).item()
+
+    assert final_loss(precise=True) < 0.06 and final_loss(precise=False) < 0.1
+
+
+# ---- the losses
+
+
+def test_hinge_losses_are_exact():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+    assert hinge_discriminator(real, fake).item() == pytest.approx(0.5 * ((0.5 + 2) / 3 + (1 + 2) / 3))
+    assert hinge_generator(torch.tensor([1.0, 2.0, 6.0])).item() == -3
+
+
+def test_the_discriminators_loss_leaves_no_gradient_in_the_generator():
+    model, discriminator = small(), PatchGAN(channels=8, layers=1)
+    reconstruction, _ = model(pictures())
+    discriminator_loss(discriminator, pictures(), reconstruction).backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is not None for p in discriminator.parameters())
+
+
+def test_adaptive_weight_is_the_ratio_of_gradient_lengths_and_is_clamped():
+    weight = torch.tensor([1.0, 2.0], requires_grad=True)
+    reconstruction = (weight * torch.tensor([3.0, 4.0])).sum()
+    adversarial = (weight * torch.tensor([0.0, 2.0])).sum()
+    value = adaptive_weight(reconstruction, adversarial, weight)
+    assert value.item() == pytest.approx(5 / (2 + 1e-4)) and not value.requires_grad
+    assert adaptive_weight(1e6 * reconstruction, 1e-9 * adversarial, weight).item() == 1e4
+
+
+def test_generator_loss_is_the_sum_of_its_parts_by_hand():
+    model, discriminator, images = small(), PatchGAN(channels=8, layers=1), pictures()
+    reconstruction, quantised = model(images)
+    perceptual = lambda x, y: (x - y).square().mean(dim=(1, 2, 3))
+    loss, parts = generator_loss(images, reconstruction, quantised.loss, model.last_weight, discriminator,
+                                 adversarial_weight=0.5, perceptual=perceptual)
+    pixels = (images - reconstruction).abs().mean() + (images - reconstruction).square().mean()
+    adversarial = -discriminator(reconstruction).mean()
+    norms = [torch.autograd.grad(part, model.decoder.conv_out.weight, retain_graph=True)[0].norm()
+             for part in (pixels, adversarial)]
+    expected = pixels + quantised.loss + 0.5 * norms[0] / (norms[1] + 1e-4) * adversarial
+    assert torch.allclose(loss, expected, atol=1e-5)
+    assert set(parts) == {"reconstruction", "codebook", "adversarial", "adversarial_weight"}
+    loss.backward()
+
+
+def test_without_a_discriminator_the_adversarial_part_is_absent():
+    model, images = small(), pictures()
+    reconstruction, quantised = model(images)
+    loss, parts = generator_loss(images, reconstruction, quantised.loss, model.last_weight)
+    assert torch.equal(loss, (images - reconstruction).abs().mean() + quantised.loss)
+    assert set(parts) == {"reconstruction", "codebook"}
+
+
+def test_patchgan_sees_70_pixels_at_three_layers_and_fits_32_pixels():
+    net = PatchGAN(channels=4, layers=3).eval()
+    images = torch.randn(1, 3, 256, 256, requires_grad=True)
+    scores = net(images)
+    assert scores.shape == (1, 1, 30, 30)
+    scores[0, 0, 15, 15].backward()
+    seen = images.grad[0].abs().sum(dim=0).nonzero()
+    assert (seen.max(dim=0).values - seen.min(dim=0).values + 1).tolist() == [70, 70]
+    assert PatchGAN(channels=4, layers=2)(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 6, 6)
+    with pytest.raises(ValueError, match="fewer layers"):
+        net(torch.zeros(1, 3, 16, 16))
+
+
+def test_patchgan_at_its_defaults_has_the_published_layers():
+    shapes = [tuple(m.weight.shape) for m in PatchGAN().modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [(64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (1, 512, 4, 4)]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in PatchGAN().modules()) == 3
+
+
+def test_two_steps_of_the_game_lower_the_discriminators_loss():
+    torch.manual_seed(0)
+    discriminator, images = PatchGAN(channels=8, layers=1), pictures()
+    fakes = images + 0.3 * torch.randn_like(images)
+    optimiser = torch.optim.Adam(discriminator.parameters(), 2e-3)
+    losses = []
+    for _ in range(40):
+        loss = discriminator_loss(discriminator, images, fakes)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---- guiding
+
+
+def redness(images: torch.Tensor) -> torch.Tensor:
+    return (images[:, 0] - images[:, 1] - images[:, 2]).mean(dim=(1, 2))
+
+
+def trained() -> VQGAN:
+    """Teach a small VQGAN flat colours, so that its codes can say red."""
+    torch.manual_seed(0)
+    model = VQGAN(SMALL)
+    optimiser = torch.optim.Adam(model.parameters(), 4e-3)
+    for _ in range(150):
+        images = repeat(torch.rand(8, 3) * 2 - 1, "b c -> b c h w", h=16, w=16)
+        reconstruction, quantised = model(images)
+        optimiser.zero_grad()
+        (reconstruction_loss(images, reconstruction) + quantised.loss).backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def painter() -> VQGAN:
+    return trained()
+
+
+@pytest.mark.parametrize("start", ["codes", "noise"])
+def test_guide_raises_its_score_far_above_the_start(painter, start):
+    walk = list(guide(painter, redness, steps=40, cutouts=4, cut_size=8, start=start, generator=seeded()))
+    assert len(walk) == 40 and walk[0].shape == (1, 3, 16, 16) and walk[-1].abs().max() <= 1
+    assert redness(walk[-1]).item() > redness(walk[0]).item() + 1
+
+
+def test_guide_starts_from_the_picture_it_is_given(painter):
+    blue = repeat(torch.tensor([-1.0, -1.0, 1.0]), "c -> 2 c h w", h=16, w=16)
+    first = next(guide(painter, redness, steps=1, cutouts=2, cut_size=8, init=blue, learning_rate=1e-6))
+    assert first.shape == blue.shape and torch.allclose(first, painter(blue)[0].clamp(-1, 1), atol=1e-3)
+
+
+def test_the_same_generator_seed_gives_the_same_images_whatever_the_global_seed(painter):
+    def walk(seed, start):
+        torch.manual_seed(torch.seed() % 1000)
+        return torch.stack(list(guide(painter, redness, steps=3, cutouts=4, cut_size=8, start=start,
+                                      generator=seeded(seed))))
+    for start in ("codes", "noise"):
+        assert torch.equal(walk(0, start), walk(0, start))
+        assert not torch.equal(walk(0, start)[0], walk(1, start)[0])
+
+
+def test_guide_trains_nothing_and_works_under_no_grad(painter):
+    before = {name: tensor.clone() for name, tensor in painter.state_dict().items()}
+    painter.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for _ in guide(painter, redness, steps=2, cutouts=2, cut_size=8, generator=seeded()):
+            assert not torch.is_grad_enabled()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in painter.state_dict().items())
+    assert all(p.grad is None for p in painter.parameters())
+
+
+def test_guide_refuses_a_model_in_training_mode_and_an_unknown_start(painter):
+    with pytest.raises(ValueError, match="eval"):
+        next(guide(VQGAN(SMALL), redness, steps=1))
+    with pytest.raises(ValueError, match="'codes' or 'noise'"):
+        next(guide(painter, redness, steps=1, start="gradient"))
+
+
+def test_the_score_sees_all_cutouts_in_one_call(painter):
+    seen = []
+
+    def score(images):
+        seen.append(tuple(images.shape))
+        return redness(images)
+
+    list(guide(painter, score, steps=2, cutouts=5, cut_size=12, batch=3))
+    assert seen == [(15, 3, 12, 12)] * 2
+
+
+def test_negative_weights_push_away_from_their_target(painter):
+    embed = lambda images: images.mean(dim=(2, 3)) + 1.5  # a stand-in for CLIP: the mean colour
+    red = torch.tensor([[2.5, 0.5, 0.5]])
+
+    def distance_after(weight):
+        score = prompt_score(embed, red, torch.tensor([weight]))
+        *_, last = guide(painter, score, steps=30, cutouts=4, cut_size=8, generator=seeded())
+        return spherical_distance(embed(last), red).item()
+
+    assert distance_after(1.0) < 0.05 < 0.3 < distance_after(-1.0)
+
+
+def test_prompt_score_is_the_weighted_sum_of_distances_by_hand():
+    targets, weights = torch.eye(3)[:2], torch.tensor([2.0, -0.5])
+    features = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    quarter = math.pi**2 / 8  # half the square of a right angle
+    score = prompt_score(lambda x: x, targets, weights)(features)
+    assert torch.allclose(score, torch.tensor([0.5 * quarter, -2 * quarter, -1.5 * quarter]), atol=1e-4)
+
+
+def test_a_prompt_stops_pulling_at_its_stop():
+    def gradient(stop):
+        x = torch.tensor([[1.0, 0.2]], requires_grad=True)
+        score = prompt_score(lambda x: x, torch.tensor([[1.0, 0.0]]), torch.ones(1), torch.tensor([stop]))
+        score(x).sum().backward()
+        return x.grad.abs().sum().item()
+
+    assert gradient(0.5) == 0 and gradient(0.0) > 0
+
+
+def test_spherical_distance_is_half_the_squared_angle_with_a_finite_gradient_at_both_ends():
+    a = torch.tensor([[1.0, 0.0]] * 4, requires_grad=True)
+    b = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [-1.0, 0.0]])
+    distance = spherical_distance(a, b)
+    angles = torch.tensor([0, math.pi / 2, math.pi / 4, math.pi])
+    assert torch.allclose(distance, angles.square() / 2, atol=1e-2)
+    distance.sum().backward()
+    assert a.grad.isfinite().all()
+
+
+def test_resampling_the_whole_picture_is_torchs_antialiased_resize():
+    image = torch.rand(1, 1, 12, 12, generator=seeded())
+    for size in (12, 24, 5):
+        rows = resample(torch.zeros(()), torch.tensor(12.0), 12, size)
+        expected = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+        assert torch.allclose(rows @ image[0, 0] @ rows.T, expected[0, 0], atol=1e-5)
+
+
+def test_a_cutout_without_jitter_is_a_crop_of_the_picture():
+    rows = resample(torch.tensor(3.0), torch.tensor(4.0), 12, 4)
+    assert torch.allclose(rows @ torch.arange(12.0), torch.arange(3.0, 7.0))
+
+
+@pytest.mark.parametrize("side, size", [(32, 32), (64, 48)])
+def test_cutouts_have_many_sizes_and_places_and_every_pixel_is_seen(side, size):
+    ramp = repeat(torch.linspace(-1, 1, side), "w -> 2 c h w", c=3, h=side).clone().requires_grad_()
+    cut = random_cutouts(ramp, 64, size, seeded(), jitter=0.0)
+    assert cut.shape == (2 * 64, 3, size, size)
+    widths = (cut[:, 0, 0, -1] - cut[:, 0, 0, 0]) / 2  # the share of the ramp in each
+    assert widths.min() < 0.55 and widths.max() > 0.9 and widths.std() > 0.08
+    cut.sum().backward()
+    assert (ramp.grad > 0).all()
+
+
+def test_cutouts_of_one_picture_hold_nothing_of_another():
+    images = torch.stack([torch.ones(3, 16, 16), -torch.ones(3, 16, 16)])
+    cut = random_cutouts(images, 5, 8, seeded(), jitter=0.0)
+    assert torch.allclose(cut[:5], torch.tensor(1.0)) and torch.allclose(cut[5:], torch.tensor(-1.0))
+
+
+def test_jitter_changes_brightness_and_adds_noise():
+    cut = random_cutouts(torch.zeros(1, 3, 16, 16), 50, 16, seeded(), jitter=0.1)
+    assert 0.05 < cut.mean(dim=(1, 2, 3)).std() < 0.2 and 0.02 < cut.std(dim=(1, 2, 3)).mean() < 0.1
+
+
+@pytest.mark.parametrize("prompts, expected", [
+    ("a red circle: 1 | blue: -0.3", [("a red circle", 1.0), ("blue", -0.3)]),
+    ("a red circle", [("a red circle", 1.0)]),
+    ("a sign that says: stop", [("a sign that says: stop", 1.0)]),
+    ("title: subtitle: 2", [("title: subtitle", 2.0)]),
+    ("a grandmother: nan", [("a grandmother: nan", 1.0)]),
+    ("x:.5", [("x", 0.5)]),
+])
+def test_prompts_are_split_into_texts_and_weights(prompts, expected):
+    assert [(p.text, p.weight) for p in parse_prompts(prompts)] == expected
+    assert all(p.stop == float("-inf") for p in parse_prompts(prompts))
+
+
+def test_prompts_take_a_stop_and_a_time_of_day_needs_both_numbers():
+    assert parse_prompts("a cat:0.5:0.1") == [("a cat", 0.5, 0.1)]
+    assert parse_prompts("a clock at 10:30:1:-inf") == [("a clock at 10:30", 1.0, float("-inf"))]
+
+
+@pytest.mark.parametrize("prompts", ["", "red | ", ": 2", "red || blue"])
+def test_a_prompt_without_text_is_refused(prompts):
+    with pytest.raises(ValueError, match="no text"):
+        parse_prompts(prompts)
+
+
+# ---- files
+
+
+def save(path, model: VQGAN, kind: str = "vqgan"):
+    config = dataclasses.asdict(model.config)
+    torch.save({"kind": kind, "config": config, "weights": model.state_dict()}, path)
+
+
+def test_a_saved_model_loads_as_it_was_in_eval_mode(tmp_path):
+    model = small()
+    save(tmp_path / "vqgan.pt", model)
+    again = load(tmp_path / "vqgan.pt")
+    assert again.config == model.config and not again.training
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_files_of_another_kind_are_refused_in_one_line_that_names_file_kind_and_layouts(tmp_path):
+    save(tmp_path / "clip.pt", small(), kind="clip")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    for name, found in (("clip.pt", "kind 'clip'"), ("list.pt", "a list"), ("text.pt", "plain tensors")):
+        with pytest.raises(ValueError) as error:
+            load(tmp_path / name)
+        message = str(error.value)
+        assert name in message and found in message and "vqgan.pt" in message and "\n" not in message
+
+
+def test_a_file_that_would_run_code_does_not_run_it(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"kind": "vqgan", "config": {}, "weights": Malicious()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="bad.pt"):
+        load(tmp_path / "bad.pt")
+    assert not (tmp_path / "owned").exists()

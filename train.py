@@ -1,0 +1,465 @@
+"""Train CLIP, VQGAN and DALL·E.
+
+    python train.py                                  all three in turn on the shapes world, then scores and pictures
+    python train.py clip|vqgan|dalle [--data DIR]    one of them; `python train.py clip --help` lists its options
+
+    captions ──► Tokenizer ──► ids ─────────┬────────────────────────┐
+                                            ▼                        ▼
+    images ───┬─────────────────────────► CLIP                    DALL·E ──► sample.py
+              └──► VQGAN ──► codes, computed once ───────────────────▲
+
+Every step draws its randomness from (seed, model, step) alone. So there is no generator to save, and a run that was
+killed goes on from its last checkpoint to the very weights it would have had.
+"""
+
+import argparse
+import csv
+import dataclasses
+import inspect
+import math
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+import data
+import sample
+from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions
+from minclip import CLIP, CLIPConfig, Tokenizer, accumulated_backward, contrastive_loss, same_caption
+from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss
+
+# ---- Recipes: how each model is trained. As with the configs, each line is a flag and its comment the flag's help -----
+
+
+@dataclass(frozen=True)
+class CLIPRecipe:
+    steps: int = 500  # optimiser steps
+    batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
+    learning_rate: float = 1e-3  # highest, after the warm-up
+    weight_decay: float = 0.1  # of the matrices; gains, biases and the temperature have none
+    accumulate: int = 1  # embed the batch in this many chunks, one at a time in memory: same gradients
+
+
+@dataclass(frozen=True)
+class VQGANRecipe:
+    steps: int = 1000  # optimiser steps
+    batch_size: int = 32  # images a step
+    learning_rate: float = 1e-3  # highest, after the warm-up
+    discriminator: bool = False  # train against a patch discriminator: sharper pictures, slower steps
+    discriminator_start: int = 500  # step from which the discriminator plays
+    discriminator_layers: int = 2  # halvings in the discriminator; two suit pictures of 32 pixels
+    adversarial_weight: float = 0.8  # strength of the discriminator relative to the reconstruction
+
+
+@dataclass(frozen=True)
+class DALLERecipe:
+    steps: int = 800  # optimiser steps
+    batch_size: int = 64  # captioned images a step
+    learning_rate: float = 1e-3  # highest, after the warm-up
+    weight_decay: float = 0.05  # of the matrices
+    caption_dropout: float = 0.1  # share of captions replaced by the empty one, for guidance; 1 trains without captions
+
+
+# name -> config, recipe, share of --minutes when all three are trained, config fields that other parts of the run decide
+MODELS = {
+    "clip": (CLIPConfig, CLIPRecipe, 0.2, ()),
+    "vqgan": (VQGANConfig, VQGANRecipe, 0.35, ()),
+    "dalle": (DALLEConfig, DALLERecipe, 0.45, ("text_vocab", "image_vocab", "text_length", "grid")),
+}
+
+
+# ---- The three loops ------------------------------------------------------------------------------------------------
+
+
+def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
+    images = run.images(config.image_size)
+    tokenizer = run.tokenizer(images, config.vocab_size)
+    length = run.given.get("context_length") or fitting_length(tokenizer, images)
+    config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, context_length=length)
+    check_lengths(tokenizer, images, length)
+
+    model = CLIP(config).to(run.device)
+    optimiser = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate,
+                                  betas=(0.9, 0.98), eps=1e-6)
+    loop = Loop(run, "clip", config, recipe, model=model, optimiser=optimiser)
+    loop.expected = math.log(recipe.batch_size), f"ln {recipe.batch_size}, the loss of a guess among the batch"
+    for _ in loop:
+        indices = loop.batch(len(images), recipe.batch_size)
+        pixels = images.batch(indices).to(run.device)                                       # (b 3 h w)
+        ids = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)                # (b t)
+
+        optimiser.zero_grad()
+        with run.autocast():
+            if recipe.accumulate > 1:
+                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, same_caption(ids))
+            else:
+                loss = contrastive_loss(*model(pixels, ids), model.logit_scale, same_caption(ids))
+        if recipe.accumulate == 1:
+            loss.backward()
+        optimiser.step()
+        model.clamp_temperature()
+        loop.log(loss)
+
+
+def train_vqgan(run: "Run", config: VQGANConfig, recipe: VQGANRecipe) -> None:
+    images = run.images(config.image_size)
+    model = VQGAN(config).to(run.device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
+    discriminator = PatchGAN(layers=recipe.discriminator_layers).to(run.device)
+    optimiser_d = torch.optim.Adam(discriminator.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
+    loop = Loop(run, "vqgan", config, recipe, model=model, optimiser=optimiser,
+                discriminator=discriminator, optimiser_d=optimiser_d)
+    for step in loop:
+        pixels = images.batch(loop.batch(len(images), recipe.batch_size)).to(run.device)     # (b 3 h w)
+        playing = discriminator if recipe.discriminator and step >= recipe.discriminator_start else None
+
+        with run.autocast():
+            reconstruction, quantised = model(pixels)
+        loss, parts = generator_loss(pixels, reconstruction.float(), quantised.loss, model.last_weight, playing,
+                                     recipe.adversarial_weight)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+        if playing is not None:
+            loss_d = discriminator_loss(discriminator, pixels, reconstruction.float())
+            optimiser_d.zero_grad()
+            loss_d.backward()
+            optimiser_d.step()
+            parts["discriminator"] = loss_d
+        loop.log(loss, **parts)
+
+
+def train_dalle(run: "Run", config: DALLEConfig, recipe: DALLERecipe) -> None:
+    vqgan, tokenizer = run.load("vqgan"), run.load("tokenizer")
+    images = run.images(vqgan.config.image_size)
+    length = fitting_length(tokenizer, images)
+    config = dataclasses.replace(config, text_vocab=tokenizer.vocab_size, text_length=length,
+                                 image_vocab=vqgan.config.codebook_size, grid=vqgan.config.grid)
+    codes = encode_all(vqgan, images, run)                                                   # (images n)
+    empty = tokenizer.encode("", length)[0].to(run.device)                                   # (t)
+
+    model = DALLE(config).to(run.device)
+    optimiser = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.95))
+    loop = Loop(run, "dalle", config, recipe, model=model, optimiser=optimiser)
+    loop.extra = {"tokenizer": tokenizer.fingerprint, "vqgan": sample.fingerprint(vqgan)}
+    share = config.text_loss_weight
+    loop.expected = (share * math.log(config.text_vocab) + (1 - share) * math.log(config.image_vocab),
+                     f"{share:g} ln {config.text_vocab} + {1 - share:g} ln {config.image_vocab}, a guess among all tokens")
+    for _ in loop:
+        indices = loop.batch(len(images), recipe.batch_size)
+        text = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)                # (b t)
+        text = drop_captions(text, empty, recipe.caption_dropout)
+        targets = codes[indices].long().to(run.device)                                       # (b n)
+
+        with run.autocast():
+            loss, text_loss, image_loss = dalle_loss(*model(text, targets), text, targets, share)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        loop.log(loss, text=text_loss, image=image_loss)
+
+
+# ---- What the loops share -------------------------------------------------------------------------------------------
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Decay matrices only: gains, biases and the temperature have nothing to gain from being small."""
+    parameters = list(model.parameters())
+    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+
+
+def fitting_length(tokenizer: Tokenizer, images: data.Dataset) -> int:
+    """Return the least multiple of 4 that holds every caption, at most CLIP's 77."""
+    ids = tokenizer.encode([caption for captions in images.captions for caption in captions], 77, truncate=True)
+    longest = (ids == tokenizer.end).any(dim=0).nonzero().max().item() + 1
+    return min(77, 4 * math.ceil(longest / 4))
+
+
+def check_lengths(tokenizer: Tokenizer, images: data.Dataset, length: int) -> None:
+    """Refuse captions that are too long before the first step and not in the middle of the night."""
+    for captions in images.captions:
+        tokenizer.encode(captions, length)
+
+
+@torch.no_grad()
+def encode_all(vqgan: VQGAN, images: data.Dataset, run: "Run") -> Tensor:
+    """Compute the codes of all images once, int32 (images n): DALL·E trains on them, never on pixels."""
+    batches = torch.arange(len(images)).split(256)
+    return torch.cat([rearrange(vqgan.encode(images.batch(indices).to(run.device)), "b g1 g2 -> b (g1 g2)").int().cpu()
+                      for indices in batches])
+
+
+class Run:
+    """Hold where a run lives, and what its three trainings have in common: data, tokenizer, device, precision."""
+
+    def __init__(self, args: argparse.Namespace, given: dict):
+        self.args, self.given = args, given  # given: the flags of config and recipe that were typed
+        name = "shapes" if args.data == "shapes" else Path(args.data).resolve().name
+        self.dir = Path(args.run or f"runs/{name}{'-overfit' if args.overfit else ''}")
+        self.device = sample.pick_device(args.device)
+        bf16 = args.precision == "bf16" or (args.precision == "auto" and fast_bf16(self.device))
+        self.autocast = (lambda: torch.autocast(self.device, torch.bfloat16)) if bf16 else nullcontext
+        self.precision = "bf16" if bf16 else "fp32"
+        self.datasets = {}
+
+    def images(self, image_size: int) -> data.Dataset:
+        if image_size not in self.datasets:
+            self.datasets[image_size] = data.load(self.args.data, image_size, seed=self.args.seed)
+            for name in self.datasets[image_size].skipped:
+                print(f"skipped {name}: not a readable image", file=sys.stderr)
+        return self.datasets[image_size]
+
+    def tokenizer(self, images: data.Dataset, vocab_size: int) -> Tokenizer:
+        """Return the run's tokenizer, trained on the captions if the run has none yet."""
+        path = self.dir / "tokenizer.json"
+        if path.exists():
+            return Tokenizer.load(path)
+        tokenizer = Tokenizer.train((caption for captions in images.captions for caption in captions), vocab_size)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+        return tokenizer
+
+    def load(self, name: str):
+        return sample.Models(self.dir, self.device).get(name)
+
+
+class Loop:
+    """Iterate over the steps of one training: seed, schedule, progress, log, checkpoint, clean stop, resume."""
+
+    def __init__(self, run: Run, name: str, config, recipe, **parts: nn.Module | torch.optim.Optimizer):
+        self.run, self.name, self.config, self.recipe, self.parts = run, name, config, recipe, parts
+        self.path = run.dir / f"{name}.pt"
+        self.step, self.seconds, self.expected, self.extra, self.stopping = 0, 0.0, None, {}, False
+        if run.args.resume and self.path.exists():
+            self.restore()
+        count = sum(p.numel() for p in parts["model"].parameters())
+        print(f"{name}: {count:,} parameters, {run.device}, {run.precision}", flush=True)
+
+    def batch(self, count: int, batch_size: int) -> Tensor:
+        """Draw the indices (b) of a batch, all different while there are enough; always the same with --overfit."""
+        if self.run.args.overfit:
+            return torch.arange(min(count, batch_size))
+        return torch.randperm(count)[:batch_size] if count >= batch_size else torch.randint(count, (batch_size,))
+
+    def progress(self) -> float:
+        """Return how much of the training is done, in [0, 1]: of its steps or its minutes, whichever is more."""
+        minutes = self.run.minutes[self.name]
+        return max(self.step / self.recipe.steps, self.seconds / (60 * minutes) if minutes else 0.0)
+
+    def __iter__(self):
+        def stop(*_):
+            self.stopping = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+        before = signal.signal(signal.SIGINT, stop)
+        self.started = self.saved = self.shown = time.monotonic()
+        first_step, first_seconds = self.step, self.seconds
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                part.train()
+        while self.progress() < 1 and not self.stopping:
+            torch.manual_seed(stable_seed(self.run.args.seed, self.name, self.step))
+            self.set_learning_rate()
+            yield self.step
+            self.step += 1
+            self.seconds = first_seconds + time.monotonic() - self.started
+            speed = (self.step - first_step) / (self.seconds - first_seconds)
+            self.show(speed)
+            if time.monotonic() - self.saved > 30:
+                self.save()
+                self.saved = time.monotonic()
+        self.show(speed=None)
+        self.save()
+        signal.signal(signal.SIGINT, before)
+        if self.stopping:
+            raise SystemExit(f"\nstopped at step {self.step} and saved {self.path}; go on with --resume")
+
+    def set_learning_rate(self) -> None:
+        """Warm up over the first twentieth, then follow half a cosine down to a hundredth."""
+        done = self.progress()
+        factor = min(max(done, 1 / self.recipe.steps) / 0.05, 0.505 + 0.495 * math.cos(math.pi * done))
+        for part in self.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                for group in part.param_groups:
+                    group["lr"] = self.recipe.learning_rate * factor
+
+    def log(self, loss: Tensor, **parts: Tensor) -> None:
+        """Remember the losses of this step; every tenth goes to log.csv, so that the host seldom waits for a GPU."""
+        self.loss = loss.detach()
+        if self.step == 0 and self.expected:
+            value, why = self.expected
+            print(f"{self.name}: first loss {self.loss.item():.3f}, expected {value:.3f} = {why}", flush=True)
+        if self.step % 10 == 0:
+            self.run.dir.mkdir(parents=True, exist_ok=True)
+            path = self.run.dir / "log.csv"
+            new = not path.exists()
+            with open(path, "a", newline="") as file:
+                if new:
+                    csv.writer(file).writerow(["model", "step", "seconds", "loss", "parts"])
+                details = " ".join(f"{name}={value.item():.5f}" for name, value in parts.items())
+                csv.writer(file).writerow([self.name, self.step, f"{self.seconds:.1f}", f"{self.loss.item():.5f}", details])
+
+    def show(self, speed: float | None) -> None:
+        """Rewrite the progress line on a terminal; in a log print it every half minute. None ends it."""
+        now, live = time.monotonic(), sys.stdout.isatty()
+        if speed and now - self.shown < (0.5 if live else 30):
+            return
+        self.shown = now
+        if not hasattr(self, "loss"):
+            return
+        done = max(self.progress(), 1e-9)
+        left = f"{self.seconds * (1 - done) / done:.0f} s left" if speed else f"{self.seconds:.0f} s in all"
+        rate = f"{speed:.1f} steps/s  " if speed else ""
+        line = f"{self.name}: step {self.step}  loss {self.loss.item():.4f}  {rate}{left}"
+        print(f"\r{line:<79}" if live else line, end="\n" if not (live and speed) else "", flush=True)
+
+    def save(self) -> None:
+        """Write the checkpoint beside the old one and rename it over: a crash leaves the one or the other whole."""
+        state = {
+            "kind": self.name, "config": dataclasses.asdict(self.config), "weights": self.parts["model"].state_dict(),
+            "recipe": dataclasses.asdict(self.recipe), "seed": self.run.args.seed, "data": self.run.args.data,
+            "step": self.step, "seconds": self.seconds, **self.extra,
+            "training": {k: v.state_dict() for k, v in self.parts.items() if k != "model"},
+        }
+        self.run.dir.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".pt.new")
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def restore(self) -> None:
+        """Take up the run where its checkpoint left it; log lines from after it are dropped, for they come again."""
+        state = torch.load(self.path, weights_only=True, map_location=self.run.device)
+        self.parts["model"].load_state_dict(state["weights"])
+        for name, part in state["training"].items():
+            self.parts[name].load_state_dict(part)
+        self.step, self.seconds = state["step"], state["seconds"]
+        log = self.run.dir / "log.csv"
+        if log.exists():
+            with open(log, newline="") as file:
+                header, *rows = csv.reader(file)
+            rows = [row for row in rows if len(row) == 5 and (row[0] != self.name or int(row[1]) < self.step)]
+            temporary = log.with_suffix(".csv.new")
+            with open(temporary, "w", newline="") as file:
+                csv.writer(file).writerows([header, *rows])
+            os.replace(temporary, log)
+
+
+def stable_seed(*parts) -> int:
+    """Mix anything printable into a seed below 2^63 that is the same on every machine, unlike Python's hash()."""
+    return int.from_bytes(sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def fast_bf16(device: str) -> bool:
+    """Tell whether bf16 pays: on GPUs that compute in it and CPUs with AMX; others only emulate it, more slowly."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+# ---- The command line -----------------------------------------------------------------------------------------------
+
+
+def comments(cls: type) -> dict[str, str]:
+    """Read the comment behind each field of a dataclass: {field: comment}."""
+    return dict(re.findall(r"^ {4}(\w+): .*?# (.+)$", inspect.getsource(cls), re.MULTILINE))
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type, without: tuple[str, ...]) -> None:
+    """Give the parser a flag for each field of a dataclass."""
+    group, helps = parser.add_argument_group(cls.__name__), comments(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in without:
+            continue
+        flag, text = f"--{field.name.replace('_', '-')}", f"{helps[field.name]} (default: {field.default})".replace("%", "%%")
+        if isinstance(field.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        elif isinstance(field.default, tuple):
+            group.add_argument(flag, type=int, nargs="*", default=argparse.SUPPRESS, help=text)
+        else:
+            group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text)
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+    """Read the command line  ->  the common options, and the fields of config and recipe that were typed."""
+    argv = sys.argv[1:] if argv is None else argv
+    model = argv[0] if argv and argv[0] in MODELS else None
+    parser = sample.Parser(prog="python train.py", description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="?", choices=list(MODELS), help="the model to train; all three when left out")
+    parser.add_argument("--data", default="shapes", help="'shapes', or a folder of captioned images (default: shapes)")
+    parser.add_argument("--run", help="folder of the run (default: runs/ and the name of the data)")
+    parser.add_argument("--minutes", type=float, help="end after this time, or after --steps if that is sooner")
+    parser.add_argument("--resume", action="store_true", help="go on where the run's checkpoints end")
+    parser.add_argument("--overfit", action="store_true", help="train on one batch over and over: the loss must go to almost nothing")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="(default: auto)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"],
+                        help="auto takes bf16 where the hardware multiplies in it (default: auto)")
+    common = {action.dest for action in parser._actions}
+    if model:
+        config, recipe, _, decided = MODELS[model]
+        add_fields(parser, config, decided)
+        add_fields(parser, recipe, ())
+    else:
+        parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="optimiser steps of each model")
+    args = parser.parse_args(argv)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k not in common}
+    if args.minutes is not None and args.minutes <= 0 or given.get("steps", 1) < 1:
+        parser.error("--minutes and --steps must be above 0")
+    return args, given
+
+
+def choose(run: Run, name: str) -> tuple:
+    """Settle config and recipe of a model: the checkpoint's when resuming, or else the defaults; then the typed flags."""
+    config_class, recipe_class, *_ = MODELS[name]
+    config, recipe, path = {}, {}, run.dir / f"{name}.pt"
+    if path.exists():
+        if not run.args.resume:
+            raise ValueError(f"{path} exists: add --resume to go on with it, name another --run, or delete it")
+        saved = torch.load(path, weights_only=True, mmap=True)
+        config, recipe = saved["config"], saved["recipe"]
+        was = {**config, **recipe, "seed": saved["seed"], "data": saved["data"]}
+        for flag, value in {**run.given, "seed": run.args.seed, "data": run.args.data}.items():
+            if flag != "steps" and was.get(flag, value) != value:
+                raise ValueError(f"{path} was trained with --{flag.replace('_', '-')} {was[flag]}, not {value}: "
+                                 f"leave the flag out to resume it, or name another --run")
+        run.given.setdefault("context_length", config.get("context_length"))
+
+    def fill(cls, saved):
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{**saved, **{k: v for k, v in run.given.items() if k in names and v is not None}})
+
+    return fill(config_class, config), fill(recipe_class, recipe)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, given = parse(argv)
+    run = Run(args, given)
+    names = [args.model] if args.model else list(MODELS)
+    run.minutes = {name: args.minutes and args.minutes * (MODELS[name][2] if len(names) > 1 else 1) for name in names}
+    chosen = {name: choose(run, name) for name in names}  # all three before the first starts: mistakes show at once
+    for name, train in (("clip", train_clip), ("vqgan", train_vqgan), ("dalle", train_dalle)):
+        if name in names:
+            torch.manual_seed(stable_seed(args.seed, name))
+            train(run, *chosen[name])
+            sample.draw_losses(run.dir)
+    if len(names) == len(MODELS) and not args.overfit:
+        sample.finish(run.dir, args.data, args.device, args.seed)
+
+
+if __name__ == "__main__":
+    sample.one_line_errors(main)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -222,14 +221,15 @@ def judge(image: np.ndarray) -> Scene | None:
     cover = einsum(pixels - base, rays, "h w c, k c -> k h w") / rearrange((rays**2).sum(1), "k -> k 1 1")
     cover = cover.clip(0, 1)
     missed = ((pixels - base - einsum(cover, rays, "k h w, k c -> k h w c")) ** 2).sum(-1)  # (k h w)
-    pair = min(combinations(range(len(rays)), 2), key=lambda pair: np.minimum(*missed[list(pair)]).sum())
+    pairs = np.stack(np.triu_indices(len(rays), 1), 1)
+    pair = pairs[np.minimum(missed[pairs[:, 0]], missed[pairs[:, 1]]).sum((1, 2)).argmin()]
 
     objects, places = [], []
     for mine, other in (pair, pair[::-1]):
         own = cover[mine] * (missed[mine] < missed[other])
         if (own > 0.5).sum() >= SMALLEST:
             near = Image.fromarray((own > 0.4).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
-            overlap, shape, where, _ = _recognise(own * np.asarray(near))  # what is further out is noise
+            overlap, shape, where = _recognise(own * np.asarray(near))  # what is further out is noise
             if overlap < OVERLAP:
                 return None
             objects.append(Object(list(COLOURS)[mine], shape))
@@ -237,39 +237,42 @@ def judge(image: np.ndarray) -> Scene | None:
 
     parts = [(o.shape, where, COLOURS[o.colour]) for o, where in zip(objects, places)]
     off = pixels - paint(parts, BACKGROUNDS[background], EYE)  # averages out at a blurred edge, not at a flaw
-    off = np.lib.stride_tricks.sliding_window_view(off, (3, 3), (0, 1)).mean((-1, -2))  # (h w c)
-    if not objects or (off**2).sum(-1).max() > UNEXPLAINED**2:
+    if not objects or (_soften(rearrange(off, "h w c -> c h w")) ** 2).sum(0).max() > UNEXPLAINED**2:
         return None
     return _word(objects, places, background)
 
 
-def _recognise(cover: np.ndarray) -> tuple[float, str, Place, float]:
-    """Find the shape that a coverage (h w) in [0, 1] overlaps best -> overlap, shape, place, area / radius².
+def _recognise(cover: np.ndarray) -> tuple[float, str, Place]:
+    """Find the shape that a coverage (h w) in [0, 1] overlaps best  ->  overlap in [0, 1], shape, place.
 
     The centroid is the centre and the area gives the radius, so each shape takes one drawing and no search.
     """
-    ticks, mass, soft = (np.arange(EYE) + 0.5) / EYE, cover.mean(), _soften(cover)
+    ticks, mass, target = (np.arange(EYE) + 0.5) / EYE, cover.mean(), _soften(cover)
     x, y = cover.mean(0) @ ticks / mass / EYE, cover.mean(1) @ ticks / mass / EYE
 
-    def attempt(shape, area):
-        where = (x, y, math.sqrt(mass / area))
-        drawn = paint([(shape, where, 255)], 0, EYE) / 255
-        both, either = np.minimum(soft, _soften(drawn)), np.maximum(soft, _soften(drawn))
-        return both.sum() / either.sum(), shape, where, drawn.mean() / where[2] ** 2
+    def overlaps(shapes, areas):
+        places = [(x, y, math.sqrt(mass / area)) for area in areas]
+        drawn = np.stack([paint([(shape, where, 255)], 0, EYE) for shape, where in zip(shapes, places)]) / 255
+        soft = _soften(drawn)
+        ratios = np.minimum(soft, target).sum((1, 2)) / np.maximum(soft, target).sum((1, 2))
+        return [*zip(ratios, shapes, places)], drawn.mean((1, 2)) * areas / mass
 
-    best = max(attempt(shape, _area(shape)) for shape in SHAPES)
-    return max(best, attempt(best[1], best[3]))  # at this very radius: drawing rounds corners to sub-pixels
+    found, areas = overlaps(SHAPES, [_area(shape) for shape in SHAPES])
+    best = max(found)
+    again, _ = overlaps([best[1]], [areas[found.index(best)]])  # sub-pixels round the area: correct for it once
+    return max(best, *again)
 
 
 @cache
 def _area(shape: str) -> float:
+    """Measure a shape's area / radius² as it is drawn."""
     return float(paint([(shape, (0.5, 0.5, 0.2), 255)], 0, EYE).mean()) / 255 / 0.2**2
 
 
-def _soften(cover: np.ndarray) -> np.ndarray:
-    """Average 3 x 3 pixels, so that slight blur costs less overlap than a missing corner does."""
-    image = Image.fromarray((255 * cover).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.BoxBlur(1)), np.float32)
+def _soften(maps: np.ndarray) -> np.ndarray:
+    """Average windows of 3 x 3 pixels, (... h w) -> (... h-2 w-2): there blur weighs less than a missing corner."""
+    rows = maps[..., :-2, :] + maps[..., 1:-1, :] + maps[..., 2:, :]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def _word(objects: list[Object], places: list[Place], background: str) -> Scene | None:

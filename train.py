@@ -42,7 +42,7 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    steps: int = 500  # optimiser steps
+    steps: int = 400  # optimiser steps
     batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
     learning_rate: float = 1e-3  # highest, after the warm-up
     weight_decay: float = 0.1  # of the matrices; gains, biases and the temperature have none
@@ -51,18 +51,18 @@ class CLIPRecipe:
 
 @dataclass(frozen=True)
 class VQGANRecipe:
-    steps: int = 1000  # optimiser steps
-    batch_size: int = 32  # images a step
-    learning_rate: float = 1e-3  # highest, after the warm-up
+    steps: int = 2600  # optimiser steps
+    batch_size: int = 16  # images a step; small, since many steps count for more than calm ones
+    learning_rate: float = 3e-3  # highest, after the warm-up
     discriminator: bool = False  # train against a patch discriminator: sharper pictures, slower steps
-    discriminator_start: int = 500  # step from which the discriminator plays
+    discriminator_start: int = 1300  # step from which the discriminator plays
     discriminator_layers: int = 2  # halvings in the discriminator; two suit pictures of 32 pixels
     adversarial_weight: float = 0.8  # strength of the discriminator relative to the reconstruction
 
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 800  # optimiser steps
+    steps: int = 550  # optimiser steps
     batch_size: int = 64  # captioned images a step
     learning_rate: float = 1e-3  # highest, after the warm-up
     weight_decay: float = 0.05  # of the matrices
@@ -112,8 +112,8 @@ def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
 
 def train_vqgan(run: "Run", config: VQGANConfig, recipe: VQGANRecipe) -> None:
     images = run.images(config.image_size)
-    model = VQGAN(config).to(run.device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
+    model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
     discriminator = PatchGAN(layers=recipe.discriminator_layers).to(run.device)
     optimiser_d = torch.optim.Adam(discriminator.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
     loop = Loop(run, "vqgan", config, recipe, model=model, optimiser=optimiser,
@@ -128,6 +128,7 @@ def train_vqgan(run: "Run", config: VQGANConfig, recipe: VQGANRecipe) -> None:
                                      recipe.adversarial_weight)
         optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # restarted codes upset the decoder for a step or two
         optimiser.step()
 
         if playing is not None:

@@ -4,7 +4,7 @@
                                                                                                cosine
     ids (b t) ───────▶ tokens (b t d) ───────────────────────▶ Transformer ─▶ token end ─▶ (b e) ─┘
 
-The image encoder is a Vision Transformer and one more LayerNorm before its blocks; the text encoder is a GPT-2.
+The image encoder is a Vision Transformer with one more LayerNorm before its blocks, the text encoder a GPT-2.
 Module by module this is the published model, so that its weights load by renaming.
 
 Where we depart: images come in [-1, 1] and are normalised inside; the blocks of both encoders start alike (in

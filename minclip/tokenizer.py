@@ -124,7 +124,6 @@ def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str
             count(index, -1)
             words[index] = merge(words[index], best)
             count(index, +1)
-        del pair_counts[best]
     return merges
 
 

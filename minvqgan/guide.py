@@ -121,7 +121,7 @@ def random_cutouts(images: Tensor, count: int, size: int, generator: Generator |
 def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, batch: int,
                      generator: Generator | None) -> Tensor:
     """Return z (b z g g) of the pictures `init`, or else of random "codes" or of pixels of "noise"."""
-    config, device = vqgan.config, vqgan.last_weight.device
+    config, device = vqgan.config, next(vqgan.parameters()).device
     if init is not None:
         return vqgan.codebook.clamp(vqgan.latents(init.to(device)))
     if start == "codes":

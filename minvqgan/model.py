@@ -7,7 +7,7 @@
 Each level but the last halves the picture, so with l levels the grid's side is g = image_size / 2^(l-1). All
 is convolution and attention: any picture whose sides divide by 2^(l-1) will do, of the training size or not.
 
-Departures: those of codebook.py. The published models' weights fit with their keys renamed.
+Departures: codebook.py's, and how weights start. Those of the published models fit with their keys renamed.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class VQGANConfig:
     z_channels: int = 64  # channels that leave the encoder and enter the decoder
     codebook_size: int = 512  # number of codes
     codebook_dim: int = 8  # width of a code; 4 to 8 keeps all codes in use
-    l2_normalised: bool = True  # compare codes and latents by direction only
+    l2_normalised: bool = False  # compare codes and latents by direction only
     beta: float = 0.25  # weight of the commitment term, which pulls the encoder towards its codes
     restart_after: int = 50  # training batches a code may go unused before it is moved onto a latent
 
@@ -137,6 +137,17 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
+def initialise(module: nn.Module) -> None:
+    """Draw convolutions from N(0, 1/fan_in), biases zero, so that signals keep their size from layer to layer.
+
+    PyTorch's own start shrinks them by √3 each time, and training dawdles for its first hundred steps, with
+    all latents on a handful of codes.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, module.weight[0].numel() ** -0.5)
+        nn.init.zeros_(module.bias)
+
+
 class VQGAN(nn.Module):
     """Hold encoder, codebook and decoder. The discriminator stands apart: only training needs one."""
 
@@ -149,6 +160,7 @@ class VQGAN(nn.Module):
                                  config.restart_after)
         self.from_codebook = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantised]:
         """Compress and redraw images (b 3 h w) in [-1, 1]  ->  reconstruction (b 3 h w), Quantised."""

@@ -1,0 +1,207 @@
+"""train.py and sample.py from outside: end to end on tiny models, killed, resumed, given nonsense."""
+
+import csv
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import sample
+import train
+
+TINY = {
+    "clip": "--vision-width 32 --vision-layers 1 --text-width 32 --text-layers 1 --batch-size 16",
+    "vqgan": "--channels 8 --z-channels 8 --codebook-size 32 --batch-size 8",
+    "dalle": "--width 32 --layers 1 --heads 2 --batch-size 8",
+}
+
+
+def run(script: str, *words, ok: bool = True) -> subprocess.CompletedProcess:
+    result = subprocess.run([sys.executable, str(ROOT / f"{script}.py"), *map(str, words)], capture_output=True, text=True)
+    if ok:
+        assert result.returncode == 0, result.stderr
+    return result
+
+
+def refused(script: str, *words) -> str:
+    """Run a command that must fail, and return its one line."""
+    result = run(script, *words, ok=False)
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of captioned pictures of any size."""
+    place, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(24):
+        size = rng.integers(20, 60, 2)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(place / f"{i}.png")
+        (place / f"{i}.txt").write_text(f"picture number {i % 5}")
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A run of three tiny models, each trained for four steps."""
+    place = tmp_path_factory.mktemp("run")
+    for model, options in TINY.items():
+        train.main([model, "--data", str(folder), "--run", str(place), "--steps", "4", "--device", "cpu", *options.split()])
+    return place
+
+
+def sampled(trained, *words):
+    sample.main([*map(str, words), "--run", str(trained), "--device", "cpu"])
+
+
+def test_training_leaves_checkpoints_tokenizer_log_and_loss_curves(trained):
+    assert {"clip.pt", "vqgan.pt", "dalle.pt", "tokenizer.json", "log.csv", "losses.png"} <= {p.name for p in trained.iterdir()}
+    with open(trained / "log.csv", newline="") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["clip", "vqgan", "dalle"]
+
+
+def test_classify_gives_each_image_and_label_a_probability(trained, folder, capsys):
+    sampled(trained, "classify", folder / "0.png", folder / "1.png", "--labels", "number 1", "number 2")
+    assert capsys.readouterr().out.count("%") == 4
+
+
+def test_search_ranks_a_folder_by_text_and_by_picture(trained, folder, tmp_path):
+    sampled(trained, "search", "number 1", folder, "-n", 5, "--out", tmp_path)
+    assert (tmp_path / "index.jsonl").read_text().count("\n") == 5
+    sampled(trained, "search", folder, "--image", folder / "3.png", "-n", 5, "--out", tmp_path)
+    assert '3.png", "score": 1.0' in (tmp_path / "index.jsonl").read_text().splitlines()[0].replace("0.99999", "1.0")
+
+
+def test_reconstruct_shows_originals_over_reconstructions(trained, folder, tmp_path):
+    sampled(trained, "reconstruct", folder / "0.png", folder / "1.png", "--out", tmp_path)
+    assert {"0000.png", "0001.png", "sheet.png", "index.jsonl"} == {p.name for p in tmp_path.iterdir()}
+
+
+def test_dalle_draws_the_same_pictures_from_the_same_seed(trained, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        sampled(trained, "dalle", "picture number 1", "", "-n", 2, "--seed", seed, "--out", tmp_path / name)
+    a, b, c = (b"".join((tmp_path / name / f"000{i}.png").read_bytes() for i in range(4)) for name in "abc")
+    assert a == b and a != c
+
+
+def test_dalle_reranks_and_primes(trained, folder, tmp_path):
+    sampled(trained, "dalle", "picture number 1", "--rerank", 4, "-n", 2, "--prime", folder / "0.png", "--prime-rows", 3,
+            "--out", tmp_path)
+    assert '"rank": 1' in (tmp_path / "index.jsonl").read_text()
+
+
+def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):
+    sampled(trained, "guide", "picture number 1: 1 | number 2: -0.3", "--steps", 3, "--cutouts", 2, "--out", tmp_path)
+    assert {"0000.png", "filmstrip.png", "guide.gif"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
+    place = tmp_path / "run"
+    for model, options in TINY.items():
+        train.main([model, "--run", str(place), "--steps", "1", "--device", "cpu", *options.split()])
+    sampled(place, "score", "--count", 16, "--draws", 2, "--rerank", 2)
+    printed = capsys.readouterr().out
+    for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked"):
+        assert figure in printed
+    assert (place / "scores.json").exists()
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_a_resumed_training_ends_with_the_very_weights_of_one_never_stopped(model, folder, trained, tmp_path, monkeypatch):
+    for name in ("tokenizer.json", "vqgan.pt"):
+        for place in ("whole", "parts"):
+            (tmp_path / place).mkdir(exist_ok=True)
+            if name.split(".")[0] != model:
+                (tmp_path / place / name).write_bytes((trained / name).read_bytes())
+    words = [model, "--data", str(folder), "--steps", "6", "--device", "cpu", *TINY[model].split()]
+    train.main([*words, "--run", str(tmp_path / "whole")])
+
+    def killed(loop, *_):  # as kill -9 would: after the checkpoint of step 3 nothing more is written
+        loop.save()
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(train.Loop, "show", lambda loop, speed: killed(loop) if loop.step == 3 and speed else None)
+    with pytest.raises(RuntimeError):
+        train.main([*words, "--run", str(tmp_path / "parts")])
+    monkeypatch.undo()
+    train.main([*words, "--run", str(tmp_path / "parts"), "--resume"])
+    whole, parts = (torch.load(tmp_path / place / f"{model}.pt", weights_only=True) for place in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 6
+    for name, value in whole["weights"].items():
+        assert torch.equal(value, parts["weights"][name]), name
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
+    words = ["vqgan", "--data", folder, "--run", tmp_path, "--steps", 100000, "--device", "cpu", *TINY["vqgan"].split()]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *map(str, words)], stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.DEVNULL)
+    for _ in range(600):
+        if (tmp_path / "log.csv").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "--resume" in process.communicate(timeout=60)[1]
+    assert torch.load(tmp_path / "vqgan.pt", weights_only=True)["step"] > 0
+
+
+def test_nothing_is_overwritten_without_resume(trained, folder):
+    before = (trained / "clip.pt").read_bytes()
+    assert "--resume" in refused("train", "clip", "--data", folder, "--run", trained)
+    assert (trained / "clip.pt").read_bytes() == before
+
+
+def test_bad_input_gets_one_line_that_names_it(trained, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert "empty" in refused("train", "clip", "--data", tmp_path / "empty", "--run", tmp_path / "r")
+    assert "--wings" in refused("train", "clip", "--wings", 2)
+    assert "patch" in refused("train", "clip", "--patch-size", 5, "--run", tmp_path / "r")
+    assert "clip" in refused("sample", "reconstruct", folder / "0.png", "--run", trained, "--vqgan", trained / "clip.pt")
+    assert "image" in refused("sample", "classify", tmp_path / "broken.png", "--labels", "a", "--run", trained).splitlines()[-1]
+    assert "long" in refused("sample", "dalle", "word " * 50, "--run", trained)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_dalle_refuses_the_codes_of_another_vqgan(trained, folder, tmp_path):
+    train.main(["vqgan", "--data", str(folder), "--run", str(tmp_path), "--steps", "1", "--seed", "5", "--device", "cpu",
+                *TINY["vqgan"].split()])
+    with pytest.raises(ValueError, match="another vqgan"):
+        sampled(trained, "dalle", "picture", "--vqgan", tmp_path / "vqgan.pt")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_checkpoint_that_is_a_malicious_pickle_does_not_run(trained, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"kind": "vqgan", "config": Bomb()}))
+    with pytest.raises(ValueError, match="bomb.pt"):
+        sampled(trained, "reconstruct", folder / "0.png", "--vqgan", tmp_path / "bomb.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_overfitting_one_batch_lowers_every_loss(model, tmp_path):
+    words = ["--steps", "60", "--device", "cpu", "--overfit", "--run", str(tmp_path)]
+    if model == "dalle":
+        train.main(["clip", *words[:1], "1", *words[2:], *TINY["clip"].split()])
+        train.main(["vqgan", *words[:1], "1", *words[2:], *TINY["vqgan"].split()])
+    train.main([model, *words, *TINY[model].split(), "--learning-rate", "0.003"])
+    with open(tmp_path / "log.csv", newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["model"] == model]
+    assert losses[-1] < 0.6 * losses[0]

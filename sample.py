@@ -140,15 +140,19 @@ class Models:
 
 def read_images(paths: Iterable[str | Path], side: int) -> tuple[list[str], Tensor]:
     """Read pictures, naming and skipping those that cannot be read  ->  their names, images (b 3 side side)."""
-    names, pictures = [], []
+    names, pictures, skipped = [], [], []
     for path in paths:
         try:
             pictures.append(data.read_image(path))
             names.append(str(path))
         except (ValueError, OSError) as error:
-            print(f"skipped {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            skipped.append(" ".join(str(error).split()))
     if not pictures:
-        raise ValueError("no image could be read: name at least one PNG, JPEG, WebP or GIF")
+        raise ValueError(f"no image could be read; the first: {skipped[0]}")
+    for reason in skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    if skipped:
+        print(f"skipped {len(skipped)} of {len(skipped) + len(names)} images", file=sys.stderr)
     return names, data.to_tensor(pictures, side)
 
 

@@ -217,9 +217,13 @@ class Run:
 
     def images(self, image_size: int) -> data.Dataset:
         if image_size not in self.datasets:
-            self.datasets[image_size] = data.load(self.args.data, image_size, seed=self.args.seed)
-            for name in self.datasets[image_size].skipped:
-                print(f"skipped {name}: not a readable image", file=sys.stderr)
+            few = 1024 if self.args.overfit else None  # one batch is all that is looked at
+            self.datasets[image_size] = data.load(self.args.data, image_size, count=few, seed=self.args.seed)
+            skipped = self.datasets[image_size].skipped
+            for reason in skipped:
+                print(f"skipped: {reason}", file=sys.stderr)
+            if skipped:
+                print(f"skipped {len(skipped)}, left {len(self.datasets[image_size])} images", file=sys.stderr)
         return self.datasets[image_size]
 
     def tokenizer(self, images: data.Dataset, vocab_size: int) -> Tokenizer:

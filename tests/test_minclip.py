@@ -1,7 +1,6 @@
 """Claims about minclip, each exact or against a reference, each able to fail."""
 
 import dataclasses
-import json
 import math
 import os
 import pickle
@@ -14,8 +13,7 @@ from torch import nn
 
 import minclip
 from minclip import CLIP, CLIPConfig, Tokenizer, normalise
-from minclip.layers import ACTIVATIONS, Attention, Block, attend
-from minclip.model import MAX_LOGIT_SCALE
+from minclip.layers import ACTIVATIONS, Block, attend
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")

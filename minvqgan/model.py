@@ -138,7 +138,7 @@ class Decoder(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw convolutions from N(0, 1/fan_in), biases zero, so that signals keep their size from layer to layer.
+    """Draw convolutions from N(0, 1/fan_in), biases zero: signals keep their size from layer to layer.
 
     PyTorch's own start shrinks them by √3 each time, and training dawdles for its first hundred steps, with
     all latents on a handful of codes.

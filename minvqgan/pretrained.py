@@ -18,7 +18,7 @@ def read_ours(checkpoint: Any) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
     return None
 
 
-# What a refusal lists -> its reader, which returns None if the file is not that. One of published weights must
+# What a refusal lists -> its reader, which returns None for any other. One of published weights must
 # add "codebook.idle" as zeros: a new codebook counts as dead, and training on would wipe what was loaded.
 LAYOUTS = {"a vqgan.pt of this project": read_ours}
 

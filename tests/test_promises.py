@@ -1,6 +1,7 @@
 """What the README and the layout promise, held against the code."""
 
 import ast
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -71,7 +72,8 @@ def test_the_top_level_holds_what_the_layout_names_and_nothing_else():
 
 
 def commands(script: str) -> list[list[str]]:
-    lines = re.findall(rf"^(?:.*&& )?\S*python {script}\.py ?(.*)$", README, re.MULTILINE)
+    code = "\n".join(block or span for block, span in re.findall(r"```\n(.*?)```|`([^`\n]+)`", README, re.DOTALL))
+    lines = re.findall(rf"^(?:.*&& )?\S*python {script}\.py ?(.*)$", code, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -97,6 +99,4 @@ def test_every_link_of_the_readme_to_a_file_resolves():
 def test_every_field_of_every_config_and_recipe_has_a_comment_which_is_its_help():
     for config, recipe, *_ in train.MODELS.values():
         for cls in (config, recipe):
-            import dataclasses
-
             assert set(train.comments(cls)) == {field.name for field in dataclasses.fields(cls)}

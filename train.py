@@ -62,9 +62,9 @@ class VQGANRecipe:
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 550  # optimiser steps
-    batch_size: int = 64  # captioned images a step
-    learning_rate: float = 1e-3  # highest, after the warm-up
+    steps: int = 700  # optimiser steps
+    batch_size: int = 48  # captioned images a step
+    learning_rate: float = 3e-3  # highest, after the warm-up
     weight_decay: float = 0.05  # of the matrices
     caption_dropout: float = 0.1  # share of captions replaced by the empty one, for guidance; 1 trains without captions
 

@@ -259,7 +259,7 @@ def _recognise(cover: np.ndarray) -> tuple[float, str, Place]:
 
     found, areas = overlaps(SHAPES, [_area(shape) for shape in SHAPES])
     best = max(found)
-    again, _ = overlaps([best[1]], [areas[found.index(best)]])  # sub-pixels round the area: correct for it once
+    again, _ = overlaps([best[1]], [areas[found.index(best)]])  # sub-pixels round the area: correct it
     return max(best, *again)
 
 
@@ -270,7 +270,7 @@ def _area(shape: str) -> float:
 
 
 def _soften(maps: np.ndarray) -> np.ndarray:
-    """Average windows of 3 x 3 pixels, (... h w) -> (... h-2 w-2): there blur weighs less than a missing corner."""
+    """Average 3 x 3 pixels, (... h w) -> (... h-2 w-2): blur weighs less there than a missing corner."""
     rows = maps[..., :-2, :] + maps[..., 1:-1, :] + maps[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 

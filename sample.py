@@ -422,8 +422,8 @@ def zero_shot(models: Models, images: Tensor, captions: list[str], seed: int) ->
 
 @torch.no_grad()
 def score(args: argparse.Namespace, models: Models) -> None:
-    """Measure everything that design calls a score, each beside the judge's ceiling on true pictures of that split."""
-    clip, vqgan, count = models.get("clip"), models.get("vqgan"), args.count
+    """Measure what a run learned of the shapes world, beside the judge's ceiling on true pictures of each split."""
+    vqgan, count = models.get("vqgan"), args.count
     scores = {}
 
     def report(name: str, value: float, note: str = "") -> None:

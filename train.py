@@ -52,7 +52,7 @@ class CLIPRecipe:
 @dataclass(frozen=True)
 class VQGANRecipe:
     steps: int = 2600  # optimiser steps
-    batch_size: int = 16  # images a step; small, since many steps count for more than calm ones
+    batch_size: int = 16  # images a step
     learning_rate: float = 3e-3  # highest, after the warm-up
     discriminator: bool = False  # train against a patch discriminator: sharper pictures, slower steps
     discriminator_start: int = 1300  # step from which the discriminator plays
@@ -128,7 +128,7 @@ def train_vqgan(run: "Run", config: VQGANConfig, recipe: VQGANRecipe) -> None:
                                      recipe.adversarial_weight)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # restarted codes upset the decoder for a step or two
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one odd batch must not undo many
         optimiser.step()
 
         if playing is not None:

@@ -25,8 +25,8 @@ Pair = Callable[[Tensor, Tensor], Tensor]  # two batches of images (b 3 h w) -> 
 def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: Pair | None = None) -> Tensor:
     """Return mean |x - x̂| + (x - x̂)² of images (b 3 h w), plus mean perceptual(x, x̂) if given (LPIPS).
 
-    The paper writes the square [VQGAN eq. 4], its code takes the absolute value. That draws clean edges, but
-    pulls no harder at a shape that is missing than at a faint haze; the square finds the shapes.
+    The paper writes the square [VQGAN eq. 4], its code takes the absolute value. Its
+    gradient is no larger for a shape that is missing than for a faint haze: alone it taught the toy far more slowly.
     """
     difference = images - reconstruction
     loss = (difference.abs() + difference.square()).mean()

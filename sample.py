@@ -520,7 +520,7 @@ def parser() -> Parser:
         return sub
 
     def add_drawing(sub: Parser, rerank: str) -> None:
-        sub.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest code (default: 0.8)")
+        sub.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest code (default: 0.6)")
         sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes, 0 all (default: 0)")
         sub.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest codes of this probability (default: 1)")
         sub.add_argument("--guidance", type=float, default=2.0, help="how strongly to follow the caption, 1 plainly (default: 2)")
@@ -557,7 +557,7 @@ def parser() -> Parser:
 
     sub = command("score", "every figure of a run over the shapes world")
     sub.add_argument("--count", type=int, default=512, help="true pictures per split (default: 512)")
-    sub.add_argument("--draws", type=int, default=256, help="captions drawn per split (default: 256)")
+    sub.add_argument("--draws", type=int, default=128, help="captions drawn per split (default: 128)")
     add_drawing(sub, "pictures per caption among which CLIP chooses (default: 8)")
     return top
 

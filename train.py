@@ -42,32 +42,37 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    steps: int = 400  # optimiser steps
+    steps: int = 480  # optimiser steps
     batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
-    learning_rate: float = 1e-3  # highest, after the warm-up
-    weight_decay: float = 0.1  # of the matrices; gains, biases and the temperature have none
+    learning_rate: float = 1e-2  # highest, after the warm-up
+    outer_rate: float = 0.1  # of it for embeddings, gains and biases
+    weight_decay: float = 0.1  # of the matrices
     accumulate: int = 1  # embed the batch in this many chunks, one at a time in memory: same gradients
 
 
 @dataclass(frozen=True)
 class VQGANRecipe:
-    steps: int = 2600  # optimiser steps
+    steps: int = 2000  # optimiser steps
     batch_size: int = 16  # images a step
-    learning_rate: float = 3e-3  # highest, after the warm-up
+    learning_rate: float = 5e-3  # highest, after the warm-up
+    outer_rate: float = 1.0  # of it for the codebook, the first and last layers, gains and biases
     discriminator: bool = False  # train against a patch discriminator: sharper pictures, slower steps
-    discriminator_start: int = 1300  # step from which the discriminator plays
+    discriminator_start: int = 1000  # step from which the discriminator plays
     discriminator_layers: int = 2  # halvings in the discriminator; two suit pictures of 32 pixels
     adversarial_weight: float = 0.8  # strength of the discriminator relative to the reconstruction
 
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 700  # optimiser steps
+    steps: int = 1150  # optimiser steps
     batch_size: int = 48  # captioned images a step
-    learning_rate: float = 3e-3  # highest, after the warm-up
+    learning_rate: float = 1e-2  # highest, after the warm-up
+    outer_rate: float = 0.3  # of it for embeddings, heads, gains and biases
     weight_decay: float = 0.05  # of the matrices
     caption_dropout: float = 0.1  # share of captions replaced by the empty one, for guidance; 1 trains without captions
 
+
+SAVE_EVERY = 30  # seconds between checkpoints
 
 # name -> config, recipe, share of --minutes when all three are trained, config fields that other parts of the run decide
 MODELS = {
@@ -88,8 +93,8 @@ def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
     check_lengths(tokenizer, images, length)
 
     model = CLIP(config).to(run.device)
-    optimiser = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate,
-                                  betas=(0.9, 0.98), eps=1e-6)
+    optimiser = Muon(model, [model.image_encoder.transformer, model.text_encoder.transformer], recipe.learning_rate,
+                     recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
     loop = Loop(run, "clip", config, recipe, model=model, optimiser=optimiser)
     loop.expected = math.log(recipe.batch_size), f"ln {recipe.batch_size}, the loss of a guess among the batch"
     for _ in loop:
@@ -113,9 +118,10 @@ def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
 def train_vqgan(run: "Run", config: VQGANConfig, recipe: VQGANRecipe) -> None:
     images = run.images(config.image_size)
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
+    inside = [part for half in (model.encoder, model.decoder) for part in (half.levels, half.middle)]
+    optimiser = Muon(model, inside, recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     discriminator = PatchGAN(layers=recipe.discriminator_layers).to(run.device)
-    optimiser_d = torch.optim.Adam(discriminator.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
+    optimiser_d = Muon(discriminator, [], recipe.learning_rate, betas=(0.5, 0.9))
     loop = Loop(run, "vqgan", config, recipe, model=model, optimiser=optimiser,
                 discriminator=discriminator, optimiser_d=optimiser_d)
     for step in loop:
@@ -150,7 +156,7 @@ def train_dalle(run: "Run", config: DALLEConfig, recipe: DALLERecipe) -> None:
     empty = tokenizer.encode("", length)[0].to(run.device)                                   # (t)
 
     model = DALLE(config).to(run.device)
-    optimiser = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.95))
+    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.95))
     loop = Loop(run, "dalle", config, recipe, model=model, optimiser=optimiser)
     loop.extra = {"tokenizer": tokenizer.fingerprint, "vqgan": sample.fingerprint(vqgan)}
     share = config.text_loss_weight
@@ -174,11 +180,57 @@ def train_dalle(run: "Run", config: DALLEConfig, recipe: DALLERecipe) -> None:
 # ---- What the loops share -------------------------------------------------------------------------------------------
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay matrices only: gains, biases and the temperature have nothing to gain from being small."""
-    parameters = list(model.parameters())
-    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+class Muon(torch.optim.AdamW):
+    """Step the matrices inside a network along their orthogonalised momentum, and all else as AdamW does.
+
+    A gradient is mostly a few large directions that drown the many small ones, which tell a star from a cross.
+    Orthogonalised, all directions of a matrix move alike [Jordan et al. 2024, Muon]. Scaled as in [Liu et al. 2025,
+    sec. 2.2] a step is as long as AdamW's, so that rates compare. hidden: the modules whose matrices have layers
+    on both sides, as embeddings and heads have not. A group's "rate" is its highest learning rate.
+    """
+
+    def __init__(self, model: nn.Module, hidden: list[nn.Module], lr: float, outer_rate: float = 1.0,
+                 weight_decay: float = 0.0, **options):
+        matrices = [p for module in hidden for p in module.parameters() if p.ndim > 1]
+        inside = set(map(id, matrices))
+        outer = [p for p in model.parameters() if id(p) not in inside]
+        super().__init__([
+            {"params": matrices, "rate": lr, "weight_decay": weight_decay, "orthogonal": True},
+            {"params": [p for p in outer if p.ndim > 1], "rate": lr * outer_rate, "weight_decay": weight_decay},
+            # gains and biases have nothing to gain from being small; a temperature, alone, has far to go
+            {"params": [p for p in outer if p.ndim == 1], "rate": lr * outer_rate, "weight_decay": 0.0},
+            {"params": [p for p in outer if p.ndim == 0], "rate": lr, "weight_decay": 0.0},
+        ], fused=True, **options)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "orthogonal" in group and p.grad is not None:
+                    state = self.state[p]
+                    if not state:  # AdamW, when restored, looks for a step in every state
+                        state.update(momentum=torch.zeros_like(p), step=torch.zeros(()))
+                    state["momentum"].lerp_(p.grad, 0.05)
+                    update = orthogonalise(p.grad.lerp(state["momentum"], 0.95).flatten(1))  # (out, in · k · k)
+                    length = 0.2 * max(update.shape) ** 0.5
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.view(p.shape), alpha=-group["lr"] * length)
+                    p.grad = None  # has been used; AdamW passes over what has no gradient
+        super().step()
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Bring all singular values near 1, (m n) -> (m n), by five steps of an odd polynomial of the matrix.
+
+    As X = U S V', a X + b (XX')X + c (XX')²X = U (a S + b S³ + c S⁵) V': no decomposition is needed.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.mT  # the smaller product
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x if wide else x.mT
 
 
 def fitting_length(tokenizer: Tokenizer, images: data.Dataset) -> int:
@@ -282,7 +334,7 @@ class Loop:
             self.seconds = first_seconds + time.monotonic() - self.started
             speed = (self.step - first_step) / (self.seconds - first_seconds)
             self.show(speed)
-            if time.monotonic() - self.saved > 30:
+            if time.monotonic() - self.saved > SAVE_EVERY:
                 self.save()
                 self.saved = time.monotonic()
         self.show(speed=None)
@@ -298,7 +350,7 @@ class Loop:
         for part in self.parts.values():
             if isinstance(part, torch.optim.Optimizer):
                 for group in part.param_groups:
-                    group["lr"] = self.recipe.learning_rate * factor
+                    group["lr"] = group["rate"] * factor
 
     def log(self, loss: Tensor, **parts: Tensor) -> None:
         """Remember the losses of this step; every tenth goes to log.csv, so that the host seldom waits for a GPU."""

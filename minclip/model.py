@@ -35,8 +35,8 @@ class CLIPConfig:
     vision_width: int = 128         # channels of an image token
     vision_layers: int = 4          # blocks of the image encoder
     vision_heads: int = 4           # attention heads of the image encoder
-    text_width: int = 128           # channels of a text token
-    text_layers: int = 3            # blocks of the text encoder
+    text_width: int = 64            # channels of a text token
+    text_layers: int = 2            # blocks of the text encoder
     text_heads: int = 4             # attention heads of the text encoder
     context_length: int = 16        # most tokens in a caption, its start and end included
     vocab_size: int = 640           # ids of the tokenizer: 512 for bytes, one for each merge, start and end
@@ -109,6 +109,8 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", rearrange(torch.tensor(PIXEL_STD), "c -> c 1 1"), persistent=False)
 
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
+        fan_in = 3 * config.patch_size**2  # PyTorch's own start is a third as loud: positions would drown out patches
+        nn.init.normal_(self.patch_embedding.weight, std=2 * fan_in**-0.5)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positions = nn.Parameter(width**-0.5 * torch.randn(1 + config.patches, width))
         self.ln_pre = nn.LayerNorm(width)

@@ -12,14 +12,14 @@ vector of the grid is replaced by the nearest e_k, and k is its code: a picture 
 everywhere and the encoder would never learn. Three remedies, all in this file:
   - `straight_through` hands the decoder's gradient on to the encoder as if nothing had been replaced;
   - the loss pulls codes towards latents (codebook term) and latents towards codes (commitment term);
-  - a code that no latent chooses gets no gradient, so it is restarted where latents are.
+  - a code that no latent chooses gets no gradient, so it is restarted where latents are badly served.
 
 To try another quantiser, write it here with the same `forward`, `lookup` and `clamp`, and change the two
 lines of model.py that say `Codebook`: its import and its call.
 
-Departures: codes narrow and, by choice, l2-normalised [ViT-VQGAN sec. 3.2], and restarted, which keeps all
-in use. beta is on the commitment term, as in [VQ-VAE eq. 3]; VQGAN's published code has it on the codebook
-term by mistake.
+Departures: codes narrow and, by choice, l2-normalised [ViT-VQGAN sec. 3.2]; restarted, which keeps all in
+use; and a rare code pays for being rare, which makes pictures easy to predict code by code (`choose`). beta is
+on the commitment term, as in [VQ-VAE eq. 3]; VQGAN's published code has it on the codebook term by mistake.
 """
 
 from typing import NamedTuple
@@ -48,15 +48,14 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     return z + (z_q - z).detach()
 
 
-def nearest(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Find the closest of vectors (v z) for each of rows (n z)  ->  codes (n) int64.
+def squared_distances(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Compare each of rows (n z) with each of vectors (v z)  ->  ‖row - e‖² (n v).
 
-    ‖row - e‖² = ‖row‖² - 2 row·e + ‖e‖², and row·e for all rows and vectors is a single matrix product.
-    ‖row‖² is left out: it is the same for every e and cannot change which is nearest.
+    It is ‖row‖² - 2 row·e + ‖e‖², and row·e for all rows and vectors is a single matrix product.
     """
     with torch.autocast(rows.device.type, enabled=False):  # bf16 cannot tell close codes apart
-        distance = vectors.square().sum(dim=1) - 2 * einsum(rows, vectors, "n z, v z -> n v")
-    return distance.argmin(dim=1)
+        crossed = einsum(rows, vectors, "n z, v z -> n v")
+        return rows.square().sum(dim=1, keepdim=True) - 2 * crossed + vectors.square().sum(dim=1)
 
 
 class Codebook(nn.Module):
@@ -69,17 +68,20 @@ class Codebook(nn.Module):
     codebook_dim: z, the width of each
     l2_normalised: compare directions only; codes and latents then lie on the unit sphere
     beta: weight of the commitment term
+    rate_weight: price of a code's length, -log(how often it is chosen), beside its squared distance
     restart_after: training batches that a code may go unused before it is moved to where latents are
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int, l2_normalised: bool, beta: float,
-                 restart_after: int):
+                 rate_weight: float, restart_after: int):
         super().__init__()
-        self.l2_normalised, self.beta, self.restart_after = l2_normalised, beta, restart_after
+        self.l2_normalised, self.beta = l2_normalised, beta
+        self.rate_weight, self.restart_after = rate_weight, restart_after
         self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
         # Training batches since each code was last chosen. A new codebook counts as dead from end to end, so
         # that the first batch initialises it with encoder outputs. A buffer: a resumed run must know it too.
         self.register_buffer("idle", torch.full((codebook_size,), restart_after))
+        self.register_buffer("share", torch.full((codebook_size,), 1 / codebook_size))  # of choices, lately
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantise z (b z g g). Training mode restarts dead codes, much as BatchNorm updates its means."""
@@ -87,10 +89,9 @@ class Codebook(nn.Module):
         rows = rearrange(z.detach(), "b z h w -> (b h w) z")
         if self.training:
             self.restart_dead_codes(rows)
-        codes = nearest(rows, self.normalise(self.vectors.detach(), dim=1))                # (b·g·g)
+        codes = self.choose(rows)                                                          # (b·g·g)
         if self.training:
-            self.idle += 1
-            self.idle[codes] = 0
+            self.count(codes)
         codes = rearrange(codes, "(b h w) -> b h w", h=z.shape[2], w=z.shape[3])
         z_q = self.lookup(codes)
         codebook_term = F.mse_loss(z_q, z.detach())    # moves codes only
@@ -112,13 +113,35 @@ class Codebook(nn.Module):
         """Scale x to length 1 along `dim` if codes are l2-normalised; otherwise return it as it is."""
         return F.normalize(x, dim=dim) if self.l2_normalised else x
 
+    def choose(self, rows: Tensor) -> Tensor:
+        """Find a code for each of rows (n z): the nearest, or a common one that is nearly as near  ->  (n) int64.
+
+        A plain sky could be any of a hundred nearly equal codes, picked by noise, which a model of the codes
+        then has to predict. So a code also pays for its length in nats, -log share [Chou, Lookabaugh and Gray 1989].
+        """
+        price = -self.rate_weight * self.share.log()                                       # (v)
+        return (squared_distances(rows, self.normalise(self.vectors.detach(), dim=1)) + price).argmin(dim=1)
+
+    def count(self, codes: Tensor) -> None:
+        """Keep account of which codes (n) a training batch chose."""
+        chosen = torch.bincount(codes, minlength=len(self.idle))
+        self.idle = torch.where(chosen > 0, 0, self.idle + 1)
+        self.share.lerp_(chosen / len(codes), 0.01).clamp_(min=1e-5)  # over some hundred batches
+
     @torch.no_grad()
     def restart_dead_codes(self, rows: Tensor) -> None:
-        """Move codes unused for `restart_after` batches onto random rows (n z) of this batch's latents."""
+        """Move codes unused for `restart_after` batches onto latents of this batch, rows (n z).
+
+        The worse a latent is served, the likelier a code comes to it, as in k-means++. Drawn evenly, most would
+        land on the background, which has codes enough.
+        """
         dead = self.idle >= self.restart_after                                             # (v)
-        drawn = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]           # (v z)
+        distance = squared_distances(rows, self.normalise(self.vectors, dim=1)).masked_fill(dead, torch.inf)
+        odds = distance.amin(dim=1).nan_to_num(posinf=1).clamp(min=1e-9)                   # (n) alike if all are dead
+        drawn = rows[torch.multinomial(odds, len(dead), replacement=True)]                 # (v z)
         self.vectors.copy_(torch.where(rearrange(dead, "v -> v 1"), drawn, self.vectors))
         self.idle[dead] = 0  # a full term in which to be chosen
+        self.share[dead] = 1 / len(dead)
 
 
 def usage(counts: Tensor) -> Tensor:

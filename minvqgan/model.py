@@ -34,6 +34,7 @@ class VQGANConfig:
     codebook_dim: int = 8  # width of a code; 4 to 8 keeps all codes in use
     l2_normalised: bool = False  # compare codes and latents by direction only
     beta: float = 0.25  # weight of the commitment term, which pulls the encoder towards its codes
+    rate_weight: float = 0.03  # price of a nat of code length; 0 takes the nearest code, however rare
     restart_after: int = 50  # training batches a code may go unused before it is moved onto a latent
 
     def __post_init__(self):
@@ -48,8 +49,9 @@ class VQGANConfig:
                              f"{self.multipliers} halve it {len(self.multipliers) - 1} times; change either")
         if unknown := set(self.attention_resolutions) - set(self.resolutions):
             raise ValueError(f"attention_resolutions has {sorted(unknown)}: the sides are {self.resolutions}")
-        if self.beta < 0:
-            raise ValueError(f"beta is {self.beta}: it must not be negative")
+        for name in ("beta", "rate_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
 
     @property
     def factor(self) -> int:
@@ -81,7 +83,7 @@ class VQGANConfig:
         """Describe the published ImageNet model: 256 x 256 pixels, 16 x 16 codes out of 1024."""
         return cls(image_size=256, channels=128, multipliers=(1, 1, 2, 2, 4), residual_blocks=2,
                    attention_resolutions=(16,), z_channels=256, codebook_size=1024, codebook_dim=256,
-                   l2_normalised=False)
+                   l2_normalised=False, rate_weight=0.0)
 
     @classmethod
     def f16_16384(cls) -> "VQGANConfig":
@@ -157,7 +159,7 @@ class VQGAN(nn.Module):
         self.encoder = Encoder(config)
         self.to_codebook = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.codebook = Codebook(config.codebook_size, config.codebook_dim, config.l2_normalised, config.beta,
-                                 config.restart_after)
+                                 config.rate_weight, config.restart_after)
         self.from_codebook = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
         self.apply(initialise)

@@ -19,7 +19,8 @@ def read_ours(checkpoint: Any) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
 
 
 # What a refusal lists -> its reader, which returns None for any other. One of published weights must
-# add "codebook.idle" as zeros: a new codebook counts as dead, and training on would wipe what was loaded.
+# add "codebook.idle" as zeros: a new codebook counts as dead, and training on would wipe what was loaded;
+# and an even "codebook.share".
 LAYOUTS = {"a vqgan.pt of this project": read_ours}
 
 

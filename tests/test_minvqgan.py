@@ -16,7 +16,7 @@ import minvqgan.model
 from minvqgan import (VQGAN, Codebook, PatchGAN, Quantised, VQGANConfig, adaptive_weight, discriminator_loss,
                       generator_loss, guide, load, parse_prompts, perplexity, prompt_score, random_cutouts,
                       reconstruction_loss, spherical_distance, straight_through, usage)
-from minvqgan.codebook import nearest
+from minvqgan.codebook import squared_distances
 from minvqgan.guide import draw_images, resample
 from minvqgan.loss import hinge_discriminator, hinge_generator
 
@@ -60,7 +60,8 @@ def small(config: VQGANConfig = SMALL) -> VQGAN:
 
 def codebook(**changes) -> Codebook:
     torch.manual_seed(0)
-    arguments = dict(codebook_size=16, codebook_dim=4, l2_normalised=False, beta=0.25, restart_after=3)
+    arguments = dict(codebook_size=16, codebook_dim=4, l2_normalised=False, beta=0.25, rate_weight=0.0,
+                     restart_after=3)
     return Codebook(**(arguments | changes))
 
 
@@ -106,15 +107,47 @@ def test_codebook_loss_is_one_plus_beta_times_the_mean_squared_distance():
     assert torch.allclose(out.loss, 1.5 * (z - out.z_q).square().mean())
 
 
-def test_nearest_equals_brute_force_distances():
+def test_squared_distances_equal_brute_force():
     rows, vectors = torch.randn(200, 5, generator=seeded()), torch.randn(50, 5, generator=seeded(1))
-    assert torch.equal(nearest(rows, vectors), torch.cdist(rows, vectors).argmin(dim=1))
+    assert torch.allclose(squared_distances(rows, vectors), torch.cdist(rows, vectors) ** 2, atol=1e-4)
 
 
-def test_nearest_is_as_exact_under_bf16_autocast():
+def test_squared_distances_are_as_exact_under_bf16_autocast():
     rows, vectors = torch.randn(2000, 5, generator=seeded()), torch.randn(500, 5, generator=seeded(1))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(nearest(rows, vectors), torch.cdist(rows, vectors).argmin(dim=1))
+        assert torch.allclose(squared_distances(rows, vectors), torch.cdist(rows, vectors) ** 2, atol=1e-4)
+
+
+def test_without_a_rate_weight_the_nearest_code_is_chosen_however_rare():
+    book, z = codebook().eval(), torch.randn(2, 4, 3, 3, generator=seeded())
+    book.share.copy_(torch.rand(16, generator=seeded(1)).clamp(min=1e-5))
+    rows = rearrange(z, "b z h w -> (b h w) z")
+    assert torch.equal(book(z).codes.flatten(), torch.cdist(rows, book.vectors).argmin(dim=1))
+
+
+def test_a_rare_code_is_chosen_only_where_it_is_nearer_by_the_price_of_its_length():
+    book = codebook(codebook_size=2, codebook_dim=1, rate_weight=0.5).eval()
+    with torch.no_grad():
+        book.vectors.copy_(torch.tensor([[0.0], [1.0]]))
+    book.share.copy_(torch.tensor([0.9, 0.1]))
+    border = 0.5 + 0.5 * math.log(9) / 2  # z² - log(0.9) / 2 = (1 - z)² - log(0.1) / 2
+    assert book.choose(torch.tensor([[border - 0.01], [border + 0.01]])).tolist() == [0, 1]
+
+
+def test_training_keeps_account_of_how_often_each_code_is_chosen():
+    book, z = codebook().train(), torch.randn(8, 4, 5, 5, generator=seeded())
+    for _ in range(500):
+        codes = book(z).codes
+    assert torch.allclose(book.share, torch.bincount(codes.flatten(), minlength=16) / 200, atol=0.01)
+
+
+def test_a_dead_code_is_restarted_where_latents_are_badly_served():
+    book = codebook(codebook_size=2, codebook_dim=1).train()
+    with torch.no_grad():
+        book.vectors.copy_(torch.tensor([[0.0], [99.0]]))
+    book.idle.copy_(torch.tensor([0, 3]))
+    book.restart_dead_codes(torch.tensor([[0.0]] * 99 + [[5.0]]))  # 99 are served perfectly, one is not
+    assert book.vectors.tolist() == [[0.0], [5.0]]
 
 
 @pytest.mark.parametrize("l2_normalised", [False, True])
@@ -128,7 +161,8 @@ def test_lookup_of_the_codes_gives_the_quantised_vectors(l2_normalised):
 def test_first_training_batch_initialises_every_code_with_an_encoder_output():
     book, z = codebook(), torch.randn(2, 4, 5, 5, generator=seeded())
     book.train()(z)
-    assert (torch.cdist(book.vectors, rearrange(z, "b z h w -> (b h w) z")).min(dim=1).values < 1e-5).all()
+    rows = rearrange(z, "b z h w -> (b h w) z").tolist()
+    assert all(vector in rows for vector in book.vectors.tolist())
 
 
 def test_a_used_code_is_never_moved_and_a_code_unused_for_restart_after_batches_comes_alive():
@@ -320,7 +354,7 @@ def test_convolutions_start_so_that_a_signal_keeps_its_size():
 @pytest.mark.parametrize("changes, remedy", [
     (dict(image_size=30), "does not divide by 4"), (dict(multipliers=()), "at least 1"),
     (dict(attention_resolutions=(7,)), "sides are"), (dict(channels=0), "at least 1"),
-    (dict(beta=-1.0), "negative"),
+    (dict(beta=-1.0), "beta is -1.0: it must not be negative"), (dict(rate_weight=-0.1), "rate_weight is -0.1"),
 ])
 def test_nonsense_in_the_config_is_refused_with_the_remedy(changes, remedy):
     with pytest.raises(ValueError, match=remedy):

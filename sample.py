@@ -424,6 +424,9 @@ def zero_shot(models: Models, images: Tensor, captions: list[str], seed: int) ->
 def score(args: argparse.Namespace, models: Models) -> None:
     """Measure what a run learned of the shapes world, beside the judge's ceiling on true pictures of each split."""
     vqgan, count = models.get("vqgan"), args.count
+    trained_on = torch.load(models.files["vqgan"], weights_only=True, mmap=True).get("data", "shapes")
+    if trained_on != "shapes":
+        raise ValueError(f"{models.files['vqgan']} was trained on {trained_on}: score needs a run over the shapes world")
     scores = {}
 
     def report(name: str, value: float, note: str = "") -> None:

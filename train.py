@@ -234,10 +234,10 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def fitting_length(tokenizer: Tokenizer, images: data.Dataset) -> int:
-    """Return the least multiple of 4 that holds every caption, at most CLIP's 77."""
+    """Return the least multiple of 4 that holds every caption: from 16, for prompts to come, to CLIP's 77."""
     ids = tokenizer.encode([caption for captions in images.captions for caption in captions], 77, truncate=True)
     longest = (ids == tokenizer.end).any(dim=0).nonzero().max().item() + 1
-    return min(77, 4 * math.ceil(longest / 4))
+    return min(77, max(16, 4 * math.ceil(longest / 4)))
 
 
 def check_lengths(tokenizer: Tokenizer, images: data.Dataset, length: int) -> None:

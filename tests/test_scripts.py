@@ -219,7 +219,16 @@ def test_bad_input_gets_one_line_that_names_it(trained, folder, tmp_path):
     assert "clip" in refused("sample", "reconstruct", folder / "0.png", "--run", trained, "--vqgan", trained / "clip.pt")
     assert "image" in refused("sample", "classify", tmp_path / "broken.png", "--labels", "a", "--run", trained)
     assert "202 tokens" in refused("sample", "dalle", "word " * 50, "--run", trained)
+    assert "shapes world" in refused("sample", "score", "--run", trained)
     assert not (tmp_path / "r").exists()
+
+
+def test_captions_of_one_word_leave_room_for_longer_prompts(folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "a" / name).write_bytes((folder / name).read_bytes())
+    train.main(["clip", "--data", str(tmp_path), "--run", str(tmp_path / "run"), "--steps", "1", *TINY["clip"].split()])
+    sampled(tmp_path / "run", "classify", folder / "0.png", "--labels", "a", "b", "--templates", "an icon: {}")
 
 
 def test_a_dalle_refuses_the_codes_of_another_vqgan(trained, folder, tmp_path):

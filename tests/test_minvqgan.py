@@ -150,6 +150,21 @@ def test_a_dead_code_is_restarted_where_latents_are_badly_served():
     assert book.vectors.tolist() == [[0.0], [5.0]]
 
 
+def test_a_restarted_code_is_priced_as_an_average_one():
+    book = codebook(codebook_size=4, codebook_dim=1).train()
+    book.idle.copy_(torch.tensor([0, 0, 0, 3]))
+    book.share.copy_(torch.tensor([0.5, 0.4, 0.1, 1e-5]))
+    book.restart_dead_codes(torch.tensor([[0.0], [5.0]]))
+    assert torch.allclose(book.share, torch.tensor([0.5, 0.4, 0.1, 0.25]))
+
+
+def test_however_rare_a_code_its_price_stays_within_reach():
+    book = codebook(codebook_size=2, codebook_dim=1)
+    for _ in range(2000):
+        book.count(torch.zeros(10, dtype=torch.int64))
+    assert book.share[1].item() == pytest.approx(1e-5)
+
+
 @pytest.mark.parametrize("l2_normalised", [False, True])
 def test_lookup_of_the_codes_gives_the_quantised_vectors(l2_normalised):
     book = codebook(l2_normalised=l2_normalised).eval()

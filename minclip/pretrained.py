@@ -5,9 +5,9 @@ first that knows the file hands back our config, and the weights under our names
 function.
 """
 
-import os
 import zipfile
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Callable[[Any], tuple[CLIPConfig, dict[str, Tensor]] | None]]
 }
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
+def load(path: str | PathLike, device: str | torch.device = "cpu") -> CLIP:
     """Return the CLIP stored at `path`, on `device` and in eval mode.
 
     Raises ValueError, in one line, for a file that is damaged, would run code, or has no layout that we know.
@@ -50,16 +50,17 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
     raise ValueError(f"{path} is {describe(checkpoint)}; minclip reads these layouts: {', '.join(LAYOUTS)}")
 
 
-def read(path: str | os.PathLike) -> Any:
-    """Read a file of tensors and plain values onto the CPU, without running any code that it may carry."""
+# `read` and `describe` have twins in the other two packages' pretrained.py.
+def read(path: str | PathLike) -> Any:
+    """Read a file of tensors and plain values onto the CPU: any other object in it could run code as it is read."""
     try:
-        # mmap leaves on disk what nobody asks for, such as an optimizer's state; only torch's zip format can
+        # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise  # no such file, no permission: it says so itself
     except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-        reason = type(error).__name__
-        raise ValueError(f"{path} is damaged, or not a file of tensors and plain values: {reason}") from error
+        reason, known = type(error).__name__, ", ".join(LAYOUTS)
+        raise ValueError(f"{path} is no file of plain tensors, or damaged ({reason}); what is read: {known}") from error
 
 
 def describe(checkpoint: Any) -> str:

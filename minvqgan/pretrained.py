@@ -1,6 +1,5 @@
 """Read a checkpoint into a VQGAN: a layout is recognised by what the file holds, its keys renamed to ours."""
 
-import pickle
 import zipfile
 from os import PathLike
 from typing import Any
@@ -40,20 +39,23 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
     raise ValueError(f"{path} is {describe(checkpoint)}: minvqgan reads {', '.join(LAYOUTS)}")
 
 
+# `read` and `describe` have twins in the other two packages' pretrained.py.
 def read(path: str | PathLike) -> Any:
-    """Unpickle tensors and plain values only: any other object in the file could run code as it is read."""
+    """Read a file of tensors and plain values onto the CPU: any other object in it could run code as it is read."""
     try:
-        # Mapped into memory, what the file holds besides the weights (an optimiser's state) is never read.
+        # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
-        known = ", ".join(LAYOUTS)
-        raise ValueError(f"{path} is no checkpoint of plain tensors: minvqgan reads {known}") from None
+    except OSError:
+        raise  # no such file, no permission: it says so itself
+    except Exception as error:  # damaged bytes make the unpickler fail in every way there is
+        reason, known = type(error).__name__, ", ".join(LAYOUTS)
+        raise ValueError(f"{path} is no file of plain tensors, or damaged ({reason}); what is read: {known}") from error
 
 
 def describe(checkpoint: Any) -> str:
-    """Say in a few words what was found in a file."""
+    """Say in a few words what a file holds, for the message that refuses it."""
     if not isinstance(checkpoint, dict):
         return f"a {type(checkpoint).__name__}"
     if "kind" in checkpoint:
         return f"a checkpoint of kind {checkpoint['kind']!r}"
-    return f"a dict of {', '.join(map(str, list(checkpoint)[:3]))}, ..."
+    return f"a dict with {', '.join(map(repr, list(checkpoint)[:3])) or 'nothing in it'}"

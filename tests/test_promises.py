@@ -52,14 +52,19 @@ def test_a_package_neither_prints_nor_seeds_nor_parses_arguments(package):
                 assert ast.unparse(node.func) not in ("print", "torch.manual_seed", "random.seed", "input"), path
 
 
-def source_of(package: str, name: str) -> str:
-    source = (ROOT / package / "layers.py").read_text(encoding="utf-8")
+def source_of(package: str, name: str, file: str = "layers.py") -> str:
+    source = (ROOT / package / file).read_text(encoding="utf-8")
     return next(ast.get_source_segment(source, node) for node in ast.parse(source).body
                 if isinstance(node, ast.FunctionDef) and node.name == name)
 
 
 def test_the_twins_called_attend_are_equal_to_the_letter():
     assert source_of("minclip", "attend") == source_of("mindalle", "attend")
+
+
+@pytest.mark.parametrize("name", ["read", "describe"])
+def test_the_twins_that_open_a_checkpoint_are_equal_to_the_letter(name):
+    assert len({source_of(package, name, "pretrained.py") for package in PACKAGES}) == 1
 
 
 def test_the_top_level_holds_what_the_layout_names_and_nothing_else():

@@ -2,12 +2,13 @@
 
 from .loss import accumulated_backward, contrastive_loss, same_caption
 from .model import CLIP, CLIPConfig
-from .pretrained import load
+from .preprocess import preprocess
+from .pretrained import PRESETS, load
 from .retrieve import TEMPLATES, class_embeddings, classify, recall_at_k, search
 from .tokenizer import Tokenizer, normalise
 
 __all__ = [
-    "CLIP", "CLIPConfig", "load",
+    "CLIP", "CLIPConfig", "load", "PRESETS", "preprocess",
     "Tokenizer", "normalise",
     "contrastive_loss", "same_caption", "accumulated_backward",
     "TEMPLATES", "class_embeddings", "classify", "search", "recall_at_k",

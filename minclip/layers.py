@@ -49,13 +49,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Transform each token on its own, through four times the width."""
+    """Transform each token on its own, through a wider layer, as a rule four times the width."""
 
-    def __init__(self, width: int, activation: str):
+    def __init__(self, width: int, hidden: int, activation: str):
         super().__init__()
-        self.expand = nn.Linear(width, 4 * width)
+        self.expand = nn.Linear(width, hidden)
         self.activation = ACTIVATIONS[activation]
-        self.contract = nn.Linear(4 * width, width)
+        self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b n d) -> (b n d)."""
@@ -65,12 +65,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Add to each token what attention, then the MLP, make of it normalised: "pre-LN" [GPT-2 sec. 2.3]."""
 
-    def __init__(self, width: int, heads: int, activation: str):
+    def __init__(self, width: int, heads: int, hidden: int, activation: str):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, activation)
+        self.mlp = MLP(width, hidden, activation)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map x (b n d) -> (b n d)."""
@@ -81,9 +81,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Stack blocks, and initialise them as OpenAI's code does its text encoder."""
 
-    def __init__(self, width: int, layers: int, heads: int, activation: str):
+    def __init__(self, width: int, layers: int, heads: int, hidden: int, activation: str):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation) for _ in range(layers))
         for block in self.blocks:
             # two branches a block add to x: the deeper the stack, the smaller they start [GPT-2 sec. 2.3]
             nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)

@@ -35,6 +35,7 @@ class CLIPConfig:
     vision_width: int = 128         # channels of an image token
     vision_layers: int = 4          # blocks of the image encoder
     vision_heads: int = 4           # attention heads of the image encoder
+    vision_mlp_ratio: float = 4.0   # width of the image encoder's MLPs, in widths of a token
     text_width: int = 64            # channels of a text token
     text_layers: int = 2            # blocks of the text encoder
     text_heads: int = 4             # attention heads of the text encoder
@@ -45,7 +46,7 @@ class CLIPConfig:
 
     def __post_init__(self):
         for field in fields(self):
-            if field.type is int and getattr(self, field.name) < 1:
+            if field.type in (int, float) and getattr(self, field.name) < 1:
                 raise ValueError(f"{field.name} is {getattr(self, field.name)}: choose 1 or more")
         if self.image_size % self.patch_size:
             raise ValueError(
@@ -104,9 +105,10 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         width = config.vision_width
-        # constants, not weights: kept out of the state dict, yet moved to a device with the rest
-        self.register_buffer("mean", rearrange(torch.tensor(PIXEL_MEAN), "c -> c 1 1"), persistent=False)
-        self.register_buffer("std", rearrange(torch.tensor(PIXEL_STD), "c -> c 1 1"), persistent=False)
+        # constants, not weights: kept out of the state dict, yet moved to a device with the rest; on the CPU from the
+        # start, for `load` builds the weights on the meta device, where numbers are lost
+        for name, values in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
+            self.register_buffer(name, rearrange(torch.tensor(values, device="cpu"), "c -> c 1 1"), persistent=False)
 
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
         fan_in = 3 * config.patch_size**2  # 2, not PyTorch's 0.58: louder patches, and shapes were learned sooner
@@ -114,7 +116,8 @@ class ImageEncoder(nn.Module):
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positions = nn.Parameter(width**-0.5 * torch.randn(1 + config.patches, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, config.vision_layers, config.vision_heads, config.activation)
+        hidden = round(config.vision_mlp_ratio * width)
+        self.transformer = Transformer(width, config.vision_layers, config.vision_heads, hidden, config.activation)
         self.ln_post = nn.LayerNorm(width)
         self.projection = nn.Parameter(width**-0.5 * torch.randn(width, config.embed_dim))
 
@@ -136,7 +139,7 @@ class TextEncoder(nn.Module):
         width = config.text_width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, width))
-        self.transformer = Transformer(width, config.text_layers, config.text_heads, config.activation)
+        self.transformer = Transformer(width, config.text_layers, config.text_heads, 4 * width, config.activation)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Parameter(width**-0.5 * torch.randn(width, config.embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)

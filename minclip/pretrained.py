@@ -1,66 +1,260 @@
-"""Read a CLIP from a file, whoever wrote it.
+"""Load a CLIP from a file, whoever wrote it: the layout is recognised by what is inside, its keys renamed to ours.
 
-A file is first read as data: tensors and plain values, never code. Then each of LAYOUTS is asked in turn; the
-first that knows the file hands back our config, and the weights under our names. One more layout is one more
-function.
+The shapes of the weights tell every size but two things: how many heads share a layer's width, and the activation of
+its MLPs. Both load cleanly when wrong and compute nonsense, so they are never guessed: they come from the layout
+itself (OpenAI's own files), from the config that lies beside the weights, or from `preset`.
+
+One more layout is one more function in LAYOUTS.
 """
 
-import zipfile
+import json
+import re
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .model import CLIP, CLIPConfig
+from .files import read
+from .model import CLIP, PIXEL_MEAN, PIXEL_STD, CLIPConfig
+
+# in a folder, the first of these is loaded
+FILES = ("clip.pt", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+
+# the models that are published without a config, and as what: width and heads of the image encoder; the text
+# encoder's heads are 64 wide in all of them; GELU, or QuickGELU where the name ends in -quickgelu
+PRESETS = {"ViT-B-32": (768, 12), "ViT-B-16": (768, 12), "ViT-L-14": (1024, 16), "ViT-L-14-336": (1024, 16),
+           "ViT-H-14": (1280, 16), "ViT-g-14": (1408, 16), "ViT-bigG-14": (1664, 16)}
+
+OPENAI_NAMES = [  # theirs -> ours, one after the other
+    (r"^module\.", ""), (r"^text\.", ""),  # open_clip's parallel training, and its CustomTextCLIP
+    (r"^visual\.conv1\.", "image_encoder.patch_embedding."),
+    (r"^visual\.positional_embedding$", "image_encoder.positions"),
+    (r"^visual\.proj$", "image_encoder.projection"),
+    (r"^visual\.", "image_encoder."),
+    (r"^positional_embedding$", "text_encoder.positions"),
+    (r"^text_projection$", "text_encoder.projection"),
+    (r"^(token_embedding|transformer|ln_final)\.", r"text_encoder.\1."),
+    (r"\.resblocks\.", ".blocks."),
+    (r"\.attn\.in_proj_", ".attention.qkv."),
+    (r"\.attn\.out_proj\.", ".attention.out."),
+    (r"\.mlp\.c_fc\.", ".mlp.expand."), (r"\.mlp\.c_proj\.", ".mlp.contract."),
+]
+HUGGING_FACE_NAMES = [
+    (r"^visual_projection\.weight$", "image_encoder.projection"), (r"^text_projection\.weight$", "text_encoder.projection"),
+    (r"^vision_model\.", "image_encoder."), (r"^text_model\.", "text_encoder."),
+    (r"\.embeddings\.position_embedding\.weight$", ".positions"), (r"\.embeddings\.", "."),
+    (r"\.pre_layrnorm\.", ".ln_pre."), (r"\.post_layernorm\.", ".ln_post."), (r"\.final_layer_norm\.", ".ln_final."),
+    (r"\.encoder\.layers\.", ".transformer.blocks."), (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.self_attn\.out_proj\.", ".attention.out."), (r"\.self_attn\.", ".attention."),
+    (r"\.mlp\.fc1\.", ".mlp.expand."), (r"\.mlp\.fc2\.", ".mlp.contract."),
+]
 
 
-def from_minclip(checkpoint: Any) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
-    """Recognise our own: {"kind": "clip", "config": fields of CLIPConfig, "weights": our state dict, ...}."""
-    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != "clip":
-        return None
-    return CLIPConfig(**checkpoint["config"]), checkpoint["weights"]
+def load(path: str | PathLike, device: str | torch.device = "cpu", preset: str | None = None) -> CLIP:
+    """Return the CLIP stored in a file, or in a folder that has one of FILES, on `device` and in eval mode.
 
-
-# name, for messages -> the function that returns config and weights, or None where the layout is another
-LAYOUTS: dict[str, Callable[[Any], tuple[CLIPConfig, dict[str, Tensor]] | None]] = {
-    "clip.pt as saved by train.py": from_minclip,
-}
-
-
-def load(path: str | PathLike, device: str | torch.device = "cpu") -> CLIP:
-    """Return the CLIP stored at `path`, on `device` and in eval mode.
-
-    Raises ValueError, in one line, for a file that is damaged, would run code, or has no layout that we know.
+    preset: one of PRESETS, or it with -quickgelu, for weights that nothing lies beside
+    Half-precision weights become float32. Raises ValueError, in one line, for a file that is damaged, would run code,
+    has no layout that we know, or does not fit it to the last tensor.
     """
+    path = locate(Path(path))
     checkpoint = read(path)
     for layout, recognise in LAYOUTS.items():
         try:
-            found = recognise(checkpoint)
-            if found is None:
-                continue
-            config, weights = found
-            model = CLIP(config)
-            model.load_state_dict(weights)
+            if (found := recognise(checkpoint, path, preset)) is not None:
+                config, weights = found
+                with torch.device("meta"):  # shapes without numbers: they take no time and no memory
+                    model = CLIP(config)
+                fit(model, weights)
+                return model.to(device).eval()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]  # a mismatch lists every weight, a line each
-            raise ValueError(f"{path} looks like {layout}, but its parts do not fit: {reason}") from error
-        return model.to(device).eval()
-    raise ValueError(f"{path} is {describe(checkpoint)}; minclip reads these layouts: {', '.join(LAYOUTS)}")
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path} looks like {layout} but does not fit: {reason}") from error
+    raise ValueError(f"{path} is {describe(checkpoint)}: minclip reads {', '.join(LAYOUTS)}")
 
 
-# `read` and `describe` have twins in the other two packages' pretrained.py.
-def read(path: str | PathLike) -> Any:
-    """Read a file of tensors and plain values onto the CPU: any other object in it could run code as it is read."""
-    try:
-        # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise  # no such file, no permission: it says so itself
-    except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-        reason, known = type(error).__name__, ", ".join(LAYOUTS)
-        raise ValueError(f"{path} is no file of plain tensors, or damaged ({reason}); what is read: {known}") from error
+def locate(path: Path) -> Path:
+    """Find the weights in a folder; a file is itself."""
+    if not path.is_dir():
+        return path
+    for name in FILES:
+        if (path / name).exists():
+            return path / name
+    raise ValueError(f"{path} has none of {', '.join(FILES)}: name the file itself")
+
+
+# ---- The layouts: (checkpoint, its path, preset) -> config, and weights under our names; None for any other ----------
+
+
+def from_minclip(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+    """Read {"kind": "clip", "config": fields of CLIPConfig, "weights": our state dict, ...}."""
+    if isinstance(checkpoint, dict) and checkpoint.get("kind") == "clip":
+        return CLIPConfig(**checkpoint["config"]), checkpoint["weights"]
+    return None
+
+
+def from_openai(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+    """Read OpenAI's archives: heads are 64 wide, the activation is QuickGELU in all that they published."""
+    if not isinstance(checkpoint, dict) or "input_resolution" not in checkpoint:  # their mark, with two more
+        return None
+    if any(name.startswith("visual.layer1.") for name in checkpoint):
+        raise ValueError("its image encoder is a ResNet, and minclip has Vision Transformers: take a ViT")
+    extras = ("input_resolution", "context_length", "vocab_size")  # the shapes say as much
+    weights = rename({name: tensor for name, tensor in checkpoint.items() if name not in extras}, OPENAI_NAMES)
+    sizes = infer(weights)
+    return CLIPConfig(**sizes, vision_heads=sizes["vision_width"] // 64, text_heads=sizes["text_width"] // 64,
+                      activation="quick_gelu"), weights
+
+
+def from_open_clip(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+    """Read open_clip's files, trained or in training: OpenAI's names, the rest in open_clip_config.json."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
+        checkpoint = checkpoint["state_dict"]
+    if not isinstance(checkpoint, dict) or not any(re.search(r"^(module\.)?visual\.", name) for name in checkpoint):
+        return None
+    if any("visual.trunk." in name for name in checkpoint):
+        raise ValueError("its image encoder is one of timm's, and minclip has CLIP's own: take a ViT without timm")
+    weights = rename(checkpoint, OPENAI_NAMES)
+    weights["logit_scale"] = weights["logit_scale"].reshape(())  # some were saved as a list of one
+    weights.pop("logit_bias", None)                              # added to every logit alike: no ranking sees it
+    return config_from(infer(weights), path, preset, "open_clip_config.json", open_clip_choices), weights
+
+
+def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+    """Read a CLIPModel of Hugging Face's transformers: q, k and v apart, projections transposed."""
+    if not isinstance(checkpoint, dict) or "vision_model.embeddings.class_embedding" not in checkpoint:
+        return None
+    weights = rename({name: tensor for name, tensor in checkpoint.items() if not name.endswith(".position_ids")},
+                     HUGGING_FACE_NAMES)
+    for name in [name for name in weights if ".attention.q_proj." in name]:
+        q, k, v = (weights.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv")
+        weights[name.replace("q_proj", "qkv")] = torch.cat([q, k, v])
+    for encoder in ("image_encoder", "text_encoder"):
+        weights[f"{encoder}.projection"] = weights[f"{encoder}.projection"].T
+    return config_from(infer(weights), path, preset, "config.json", hugging_face_choices), weights
+
+
+# name, for messages -> recogniser
+LAYOUTS: dict[str, Callable[[Any, Path, str | None], tuple[CLIPConfig, dict[str, Tensor]] | None]] = {
+    "clip.pt as saved by train.py": from_minclip,
+    "an archive of OpenAI": from_openai,
+    "a file of open_clip": from_open_clip,
+    "a CLIPModel of Hugging Face": from_hugging_face,
+}
+
+
+# ---- What the layouts share -----------------------------------------------------------------------------------------
+
+
+def rename(weights: dict[str, Tensor], table: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """Rename keys by a table of regular expressions; a key that none of them knows stays as it is, for `fit` to name."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for theirs, ours in table:
+            name = re.sub(theirs, ours, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def infer(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Read off the weights every field of CLIPConfig that they tell: all but heads and activation."""
+    def layers(encoder: str) -> int:
+        return len([name for name in weights if re.fullmatch(rf"{encoder}\.transformer\.blocks\.\d+\.ln_1\.weight", name)])
+
+    vision_width, _, patch, _ = weights["image_encoder.patch_embedding.weight"].shape
+    patches = len(weights["image_encoder.positions"]) - 1
+    hidden = len(weights["image_encoder.transformer.blocks.0.mlp.expand.bias"])
+    vocab_size, text_width = weights["text_encoder.token_embedding.weight"].shape
+    return {
+        "image_size": patch * round(patches**0.5), "patch_size": patch,
+        "vision_width": vision_width, "vision_layers": layers("image_encoder"), "vision_mlp_ratio": hidden / vision_width,
+        "text_width": text_width, "text_layers": layers("text_encoder"), "vocab_size": vocab_size,
+        "context_length": len(weights["text_encoder.positions"]),
+        "embed_dim": weights["text_encoder.projection"].shape[1],
+    }
+
+
+def config_from(sizes: dict[str, Any], path: Path, preset: str | None, beside: str, choices: Callable) -> CLIPConfig:
+    """Complete the sizes by heads and activation: those of `preset`, or of the config beside the weights."""
+    if preset is not None:
+        name = preset.replace("/", "-").replace("@", "-").removesuffix("px")
+        width, heads = PRESETS.get(name.removesuffix("-quickgelu"), (None, None))
+        if width != sizes["vision_width"]:
+            known = f"is {width} wide" if width else f"is unknown (known: {', '.join(PRESETS)})"
+            raise ValueError(f"the preset {preset} {known}, the image encoder here {sizes['vision_width']}")
+        activation = "quick_gelu" if name.endswith("-quickgelu") else "gelu"
+        return CLIPConfig(**sizes, vision_heads=heads, text_heads=sizes["text_width"] // 64, activation=activation)
+    file = path.parent / beside
+    if not file.exists():
+        raise ValueError(f"the weights do not tell heads and activation: put {beside} beside them, or name a preset, "
+                         f"one of {', '.join(PRESETS)}, ending in -quickgelu where the model's name does")
+    told, heads_and_activation = choices(json.loads(file.read_text(encoding="utf-8")))
+    for field, value in told.items():
+        if value != sizes[field]:
+            raise ValueError(f"{file} is of another model: {field} {value} there, {sizes[field]} in the weights")
+    return CLIPConfig(**sizes, **heads_and_activation)
+
+
+def open_clip_choices(content: dict) -> tuple[dict, dict]:
+    """Read open_clip_config.json -> sizes that must agree with the weights; heads and activation."""
+    model, pixels = content["model_cfg"], content.get("preprocess_cfg", {})
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "image_size", "layers", "width", "head_width",
+             "mlp_ratio", "patch_size", "context_length", "vocab_size", "heads"}
+    if surplus := {*model, *vision, *text} - known:
+        raise ValueError(f"its config asks for {sorted(surplus)[0]}, which minclip does not have")
+    for name, ours in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
+        if tuple(pixels.get(name, ours)) != ours:
+            raise ValueError(f"it takes pixels of {name} {pixels[name]}, and minclip normalises to {ours}")
+    return ({"vision_width": vision["width"], "vision_layers": vision["layers"],
+             "text_width": text["width"], "text_layers": text["layers"]},
+            {"vision_heads": vision["width"] // vision.get("head_width", 64), "text_heads": text["heads"],
+             "activation": "quick_gelu" if model.get("quick_gelu") else "gelu"})
+
+
+def hugging_face_choices(content: dict) -> tuple[dict, dict]:
+    """Read config.json -> sizes that must agree with the weights; heads and activation.
+
+    What equals the library's default may be left out of the file.
+    """
+    def side(name: str, defaults: dict) -> dict:
+        return {**defaults, **content.get(f"{name}_config", {}), **(content.get(f"{name}_config_dict") or {})}
+
+    common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}
+    vision = side("vision", {**common, "hidden_size": 768, "num_attention_heads": 12})
+    text = side("text", {**common, "hidden_size": 512, "num_attention_heads": 8, "eos_token_id": 2, "vocab_size": 49408})
+    if vision["hidden_act"] != text["hidden_act"]:
+        raise ValueError(f"its activations are {vision['hidden_act']} and {text['hidden_act']}, and minclip has one for both")
+    for encoder in (vision, text):
+        if encoder["layer_norm_eps"] != 1e-5:
+            raise ValueError(f"its LayerNorms have eps {encoder['layer_norm_eps']}, minclip's 1e-5")
+    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):  # 2, in old configs, means: the highest id
+        raise ValueError(f"its captions end in id {text['eos_token_id']}, and minclip takes the highest for the end")
+    return ({"vision_width": vision["hidden_size"], "vision_layers": vision["num_hidden_layers"],
+             "text_width": text["hidden_size"], "text_layers": text["num_hidden_layers"]},
+            {"vision_heads": vision["num_attention_heads"], "text_heads": text["num_attention_heads"],
+             "activation": vision["hidden_act"]})
+
+
+# `fit` and `describe` have twins in the other two packages' pretrained.py.
+def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights into a model whose parameters are on the meta device, as they are: a file's mapped pages are not copied.
+
+    Raises ValueError with the name of a tensor that is missing, one too many, or of another shape.
+    """
+    expected = model.state_dict()
+    misfits = {
+        "is missing": [name for name in expected if name not in weights],
+        "is one too many": [name for name in weights if name not in expected],
+        "has another shape": [name for name in expected if name in weights and weights[name].shape != expected[name].shape],
+    }
+    for what, names in misfits.items():
+        if names:
+            raise ValueError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+    model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 
 def describe(checkpoint: Any) -> str:

@@ -13,9 +13,11 @@ Ids stand in CLIP's order: 256 bytes, the same 256 with `</w>`, one id per merge
 list of 48,894 merges, handed to `Tokenizer(merges)`, gives its published 49,408 ids.
 
 Where we depart: a marker such as `<|endoftext|>` in a caption is read as the characters that it is, or else a
-caption could end itself early; of the repairs that the published code leaves to ftfy we make the common few.
+caption could end itself early (with published merges it is the id, as in the published code); of the repairs that
+the published code leaves to the package ftfy we make all but one, that of mojibake: "cafÃ©" is not read as "café".
 """
 
+import gzip
 import hashlib
 import html
 import json
@@ -32,8 +34,25 @@ import torch
 from torch import Tensor
 
 END_OF_WORD = "</w>"
-PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")  # contraction | letters, numerals | rest
-STRAIGHT_QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛ʼ", "'"), **dict.fromkeys("“”„‟", '"')})
+MARKERS = ("<|startoftext|>", "<|endoftext|>")
+PIECES = re.compile(  # marker | contraction | letters and numerals | anything else but space
+    rf"{'|'.join(map(re.escape, MARKERS))}|'(?:[sſ]|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
+ENTITY = re.compile(r"&#?\w+;")
+TERMINAL_COLOURS = re.compile("\x1b\\[[\\d;]*[a-zA-Z]")
+
+# What ftfy mends letter by letter: quotes straightened; ligatures, full and half width as plain letters; the bytes
+# 80 to 9F as Windows meant them; control characters dropped. The published merges were learnt on text so mended.
+STRAIGHT = str.maketrans({**dict.fromkeys("‘’‚‛ʼ", "'"), **dict.fromkeys("“”„‟", '"')})
+PLAIN = [*"ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ", chr(0x3000), *map(chr, range(0xFF01, 0xFFF0))]
+CONTROLS = [*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]
+MENDED = str.maketrans({
+    **STRAIGHT,
+    **{ord(letter): unicodedata.normalize("NFKC", letter).translate(STRAIGHT) for letter in PLAIN},
+    **{byte: (bytes([byte]).decode("cp1252", "ignore") or chr(byte)).translate(STRAIGHT) for byte in range(0x80, 0xA0)},
+    **dict.fromkeys(CONTROLS, ""),
+})
+CLIP_MERGES = 48_894  # the published list goes on, CLIP's ids do not
+FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
 # CLIP's order of the bytes: first the 188 that print, as themselves, then the others, each as a character
 # from 256 on. Spelt in these letters no token contains a space, so a merge is a line of text: "re d</w>".
@@ -46,14 +65,16 @@ BYTES = {letter: byte for byte, letter in LETTERS.items()}
 def split_words(text: str) -> list[str]:
     """Clean a caption and cut it into the words that are encoded one by one, as CLIP's published code does.
 
-    Cleaning: half a surrogate pair becomes '?', HTML entities are resolved twice (the web often escapes them
-    twice), curly quotes straightened, accents composed (NFC), letters lower-cased.
+    Cleaning: HTML entities are resolved as often as they were escaped (twice where a tag stands), letters MENDED,
+    halves of a surrogate pair joined or made U+FFFD, accents composed (NFC), letters lower-cased.
     A word is a contraction ('s), a run of letters, a single numeral, or a run of anything else; white space
     only separates.
     """
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    text = html.unescape(html.unescape(text)).translate(STRAIGHT_QUOTES)
-    text = unicodedata.normalize("NFC", text).lower()
+    while "<" not in text and (plainer := ENTITY.sub(lambda entity: html.unescape(entity[0]), text)) != text:
+        text = plainer  # with tags in it a text may well mean its entities
+    text = TERMINAL_COLOURS.sub("", text).translate(MENDED)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = html.unescape(html.unescape(unicodedata.normalize("NFC", text))).lower()
 
     words = []
     for piece in PIECES.findall(text):
@@ -130,11 +151,12 @@ def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str
 class Tokenizer:
     """Encode captions as rows of ids, start ... end 0 0 0, and decode them again.
 
-    merges: pairs of tokens, in the order in which they were learnt.
+    merges: pairs of tokens, in the order in which they were learnt
+    markers: read MARKERS in a text as the ids `start` and `end`, as the published code does
     Public: `start`, `end` (always the highest id), `vocab_size`, `merges`, `fingerprint`.
     """
 
-    def __init__(self, merges: Iterable[tuple[str, str]]):
+    def __init__(self, merges: Iterable[tuple[str, str]], markers: bool = False):
         self.merges = [tuple(pair) for pair in merges]
         letters = list(LETTERS.values())
         tokens = letters + [letter + END_OF_WORD for letter in letters] + list(map("".join, self.merges))
@@ -145,6 +167,8 @@ class Tokenizer:
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.spelling = [spell(token) for token in tokens] + [b"", b""]  # start and end spell nothing
         self.cache: dict[str, list[int]] = {}  # word -> ids: captions repeat a few words over and over
+        if markers:
+            self.cache.update(zip(MARKERS, ([self.start], [self.end])))
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -180,7 +204,7 @@ class Tokenizer:
                 if not truncate:
                     raise ValueError(
                         f"the caption {text!r} takes {len(ids)} tokens with its start and end, the limit is "
-                        f"{context_length}: shorten it, or cut it with truncate=True"
+                        f"{context_length}: shorten it (in code, truncate=True cuts it)"
                     )
                 ids = [*ids[: context_length - 1], self.end]
             row[: len(ids)] = torch.tensor(ids)
@@ -206,12 +230,36 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Read what `save` wrote; anything else raises ValueError."""
+        """Read what `save` wrote, or CLIP's published merges, from a file or the first of FILES in a folder.
+
+        Published are OpenAI's bpe_simple_vocab_16e6.txt, packed or not, and Hugging Face's merges.txt (with its
+        vocab.json) or tokenizer.json. Anything else raises ValueError.
+        """
+        path = Path(path)
+        if path.is_dir():
+            found = [path / name for name in FILES if (path / name).exists()]
+            if not found:
+                raise ValueError(f"{path} has no tokenizer: looked for {', '.join(FILES)}")
+            path = found[0]
         try:
-            lines = json.loads(Path(path).read_text(encoding="utf-8"))["merges"]
-            return cls((first, second) for first, second in (line.split(" ") for line in lines))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a tokenizer: expected JSON that Tokenizer.save wrote") from error
+            text = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8").read()
+            ids = {}
+            if path.suffix != ".json":  # merges alone, below a line about the version
+                merges, published = text.splitlines()[1 : 1 + CLIP_MERGES], True
+                if (path.parent / "vocab.json").exists():
+                    ids = json.loads((path.parent / "vocab.json").read_text(encoding="utf-8"))
+            else:
+                content = json.loads(text)
+                published = "merges" not in content
+                model = content["model"] if published else content
+                merges, ids = model["merges"], model.get("vocab", {})
+            pairs = (line.split() if isinstance(line, str) else line for line in merges)
+            tokenizer = cls(((first, second) for first, second in pairs), markers=published)
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} is not a tokenizer: expected what Tokenizer.save wrote, or CLIP's merges") from error
+        if moved := [token for token, i in ids.items() if tokenizer.ids.get(token, i) != i]:
+            raise ValueError(f"{path} gives {moved[0]!r} another id than CLIP does: its text model cannot be ours")
+        return tokenizer
 
     def _encode_word(self, word: str) -> list[int]:
         """Replay the merges on one word, the earliest learnt first."""

@@ -1,0 +1,130 @@
+"""Read files of weights as data: no code in them is ever run.
+
+    torch.save        a zip around a pickle (before PyTorch 1.6 a bare pickle)      open_clip, pytorch_model.bin, ours
+    TorchScript       a zip around a pickle of modules, and their code              OpenAI
+    safetensors       8 bytes: the header's length; the header, JSON; the numbers   Hugging Face, open_clip
+
+A pickle is a little program: "call this function on these arguments" is among its instructions, and a malicious file
+calls os.system. So whatever a file wants to call is looked up in a short list of harmless names, or refused.
+Tensors stay where they are in the file, mapped into memory: reading one costs nothing until its numbers are used.
+"""
+
+import json
+import math
+import mmap
+import pickle
+import re
+import struct
+import zipfile
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+STORAGES = {"HalfStorage": torch.float16, "FloatStorage": torch.float32, "DoubleStorage": torch.float64,
+            "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+            "BoolStorage": torch.bool, "ByteStorage": torch.uint8}
+
+
+def read(path: str | PathLike) -> Any:
+    """Return what a file holds, in the main a dict of names and tensors, on the CPU.
+
+    Raises ValueError, in one line, for a file that is damaged, or that asks to run any code.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{":  # a JSON header behind its length; a pickle begins otherwise
+            return read_safetensors(path)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+            return read_torchscript(path)
+        # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except OSError:
+        raise  # no such file, no permission: it says so itself
+    except Exception as error:  # damaged bytes make a reader fail in every way there is
+        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(f"{path} is no file of weights, or damaged ({reason})") from error
+
+
+def map_file(path: str | PathLike) -> mmap.mmap:
+    """Map a file into memory; whoever writes to it writes to a copy of that page."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def read_safetensors(path: str | PathLike) -> dict[str, Tensor]:
+    """Read {name: tensor}. Every number in the header may be a lie, and is held against the file first."""
+    memory = map_file(path)
+    first = 8 + int.from_bytes(memory[:8], "little")  # where the header ends and the numbers begin
+    if first > len(memory):
+        raise ValueError(f"its header of {first - 8} bytes is longer than the file")
+    tensors = {}
+    for name, entry in json.loads(memory[8:first]).items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if min(shape, default=0) < 0 or not 0 <= begin <= end <= len(memory) - first:
+            raise ValueError(f"{name} lies outside the file")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} has {end - begin} bytes, which are not {shape} of {entry['dtype']}")
+        flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=first + begin) if end > begin else []
+        tensors[name] = torch.as_tensor(flat, dtype=dtype).reshape(shape)
+    return tensors
+
+
+class Module:
+    """Stand in for every class of a TorchScript archive: an instance is its attributes."""
+
+    def __setstate__(self, attributes: dict[str, Any]):
+        self.attributes = attributes
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the state dict: tensors by the path of attributes that leads to them."""
+        found = {}
+        for name, value in self.attributes.items():
+            if isinstance(value, Module):
+                found |= value.tensors(f"{prefix}{name}.")
+            elif isinstance(value, Tensor):
+                found[prefix + name] = value
+        return found
+
+
+def read_torchscript(path: str | PathLike) -> dict[str, Tensor]:
+    """Read the tensors of a TorchScript archive, under the names of its state dict; its code is not looked at.
+
+    ROOT/data.pkl holds the modules; a tensor in it says which file ROOT/data/KEY its numbers are in.
+    """
+    archive, memory = zipfile.ZipFile(path), map_file(path)
+    root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if module.split(".")[0] == "__torch__":
+                return Module
+            if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+                return lambda numbers, offset, shape, strides, *_: torch.as_strided(numbers, shape, strides, offset)
+            if (module, name) == ("collections", "OrderedDict"):
+                return dict
+            if module == "torch" and name in STORAGES:
+                return STORAGES[name]
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+        def persistent_load(self, reference: tuple) -> Tensor:
+            _, dtype, key, _, count = reference
+            entry = archive.getinfo(f"{root}data/{key}")
+            if entry.compress_type != zipfile.ZIP_STORED or count * dtype.itemsize > entry.file_size:
+                raise pickle.UnpicklingError(f"storage {key} is packed or too short")
+            name, extra = struct.unpack_from("<HH", memory, entry.header_offset + 26)  # lengths, of zip's local header
+            return torch.frombuffer(memory, dtype=dtype, count=count, offset=entry.header_offset + 30 + name + extra)
+
+    with archive.open(f"{root}data.pkl") as file:
+        return Reader(file).load().tensors()

@@ -1,0 +1,25 @@
+"""Turn a picture into what the published CLIPs were trained to see, to the pixel [openai/CLIP, clip.py, _transform].
+
+    any mode, any size --> short side to n, bicubic --> centre n x n --> RGB --> (3 n n) in [-1, 1]
+
+Each step leaves its mark on the features: the resize widens its kernel when it shrinks (antialias, which F.interpolate
+leaves out unless told), the crop rounds halves to even, and RGB comes last, so that a clear background shows the
+colour that lies under it. The mean and deviation of the channels are the model's affair.
+"""
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+
+def preprocess(image: Image.Image, image_size: int) -> Tensor:
+    """Scale, crop and convert a picture  ->  (3 n n) float32 in [-1, 1], n = image_size."""
+    short = min(image.size)
+    width, height = (image_size if side == short else int(image_size * side / short) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (int(round((side - image_size) / 2.0)) for side in image.size)
+    image = image.crop((left, top, left + image_size, top + image_size)).convert("RGB")
+    return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w").float() / 127.5 - 1

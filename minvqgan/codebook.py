@@ -15,13 +15,15 @@ everywhere and the encoder would never learn. Three remedies, all in this file:
   - a code that no latent chooses gets no gradient, so it is restarted where latents are badly served.
 
 To try another quantiser, write it here with the same `forward`, `lookup` and `clamp`, and change the two
-lines of model.py that say `Codebook`: its import and its call.
+places of model.py that say `Codebook`: its import and its call. `GumbelCodebook` is one: there a code is not
+near, but likely.
 
 Departures: codes narrow and, by choice, l2-normalised [ViT-VQGAN sec. 3.2]; restarted, which keeps all in
 use; and a rare code pays for being rare, which makes pictures easy to predict code by code (`choose`). beta is
 on the commitment term, as in [VQ-VAE eq. 3]; VQGAN's published code has it on the codebook term by mistake.
 """
 
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -35,7 +37,7 @@ class Quantised(NamedTuple):
 
     z_q: Tensor    # (b z g g)  the chosen vectors; their gradient goes to z
     codes: Tensor  # (b g g)    int64 in [0, v), the vectors' row numbers
-    loss: Tensor   # ()         codebook term + beta · commitment term
+    loss: Tensor   # ()         codebook term + beta · commitment term; or the KL to equal use
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
@@ -142,6 +144,47 @@ class Codebook(nn.Module):
         self.vectors.copy_(torch.where(rearrange(dead, "v -> v 1"), drawn, self.vectors))
         self.idle[dead] = 0  # a full term in which to be chosen
         self.share[dead] = 1 / len(dead)
+
+
+class GumbelCodebook(nn.Module):
+    """Quantise by a classifier: each position has a logit for every code [DALL-E sec. 2.1; Jang et al. 2017].
+
+    Evaluation takes the likeliest code. Training draws one: the largest logit after adding Gumbel noise is a
+    sample of softmax(logits). Straight-through once more: forward the code that was drawn, backward the mean of
+    all by softmax, so that each code that could have been drawn tells the encoder what it would have changed.
+    Noise tries all codes while logits are flat, hence no restarts; a small KL keeps them from being sure too soon.
+
+    codebook_size, codebook_dim: v and z, as above
+    temperature: of the softmax backward; lower is truer to the draw and noisier. DALL-E goes from 1 to 1/16
+    kl_weight: price of a nat of KL(softmax(logits) ‖ uniform), averaged over positions
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, temperature: float = 1.0, kl_weight: float = 5e-4):
+        super().__init__()
+        self.temperature, self.kl_weight = temperature, kl_weight
+        self.proj = nn.Conv2d(codebook_dim, codebook_size, 1)
+        self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
+
+    def forward(self, z: Tensor) -> Quantised:
+        """Quantise z (b z g g): by chance in training mode, by argmax otherwise."""
+        with torch.autocast(z.device.type, enabled=False):  # bf16 cannot tell close codes apart
+            logits = self.proj(z.float())                                                  # (b v g g)
+            noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0  # Gumbel's, or none
+            codes = (logits + noise).argmax(dim=1)                                         # (b g g)
+            soft = ((logits + noise) / self.temperature).softmax(dim=1)
+            expected = einsum(soft, self.vectors.detach(), "b v h w, v z -> b z h w")
+            z_q = self.lookup(codes) + (expected - expected.detach())  # the bracket is 0, with a gradient
+            surplus = logits.log_softmax(dim=1) + log(len(self.vectors))  # in nats, over equal use
+            kl = (logits.softmax(dim=1) * surplus).sum(dim=1).mean()
+        return Quantised(z_q, codes, self.kl_weight * kl)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Fetch the vectors of codes (b g g) int64  ->  z_q (b z g g)."""
+        return rearrange(self.vectors[codes], "b h w z -> b z h w")
+
+    def clamp(self, z: Tensor) -> Tensor:
+        """Return z (b z g g) as it is: some code is the likeliest anywhere, so z cannot stray."""
+        return z
 
 
 def usage(counts: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codebook import Codebook, Quantised
+from .codebook import Codebook, GumbelCodebook, Quantised
 from .layers import Downsample, Level, Upsample, group_norm, middle
 
 
@@ -32,6 +32,7 @@ class VQGANConfig:
     z_channels: int = 64  # channels that leave the encoder and enter the decoder
     codebook_size: int = 512  # number of codes
     codebook_dim: int = 8  # width of a code; 4 to 8 keeps all codes in use
+    quantiser: str = "nearest"  # nearest, or gumbel, for which the four below mean nothing
     l2_normalised: bool = False  # compare codes and latents by direction only
     beta: float = 0.25  # weight of the commitment term, which pulls the encoder towards its codes
     rate_weight: float = 0.03  # price of a nat of code length; 0 takes the nearest code, however rare
@@ -49,6 +50,8 @@ class VQGANConfig:
                              f"{self.multipliers} halve it {len(self.multipliers) - 1} times; change either")
         if unknown := set(self.attention_resolutions) - set(self.resolutions):
             raise ValueError(f"attention_resolutions has {sorted(unknown)}: the sides are {self.resolutions}")
+        if self.quantiser not in ("nearest", "gumbel"):
+            raise ValueError(f"quantiser is {self.quantiser!r}: it must be 'nearest' or 'gumbel'")
         for name in ("beta", "rate_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
@@ -89,6 +92,12 @@ class VQGANConfig:
     def f16_16384(cls) -> "VQGANConfig":
         """Describe the published ImageNet model with 16384 codes, which is minDALL-E's first stage too."""
         return replace(cls.f16_1024(), codebook_size=16384)
+
+    @classmethod
+    def f8_gumbel(cls) -> "VQGANConfig":
+        """Describe the published model with a Gumbel codebook: 256 x 256 pixels, 32 x 32 codes out of 8192."""
+        return replace(cls.f16_1024(), multipliers=(1, 1, 2, 4), attention_resolutions=(32,), codebook_size=8192,
+                       quantiser="gumbel")
 
 
 class Encoder(nn.Module):
@@ -158,8 +167,11 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.to_codebook = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
-        self.codebook = Codebook(config.codebook_size, config.codebook_dim, config.l2_normalised, config.beta,
-                                 config.rate_weight, config.restart_after)
+        if config.quantiser == "gumbel":
+            self.codebook = GumbelCodebook(config.codebook_size, config.codebook_dim)
+        else:
+            self.codebook = Codebook(config.codebook_size, config.codebook_dim, config.l2_normalised, config.beta,
+                                     config.rate_weight, config.restart_after)
         self.from_codebook = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
         self.apply(initialise)
@@ -186,7 +198,7 @@ class VQGAN(nn.Module):
         return self.to_codebook(self.encoder(images))
 
     def quantise(self, z: Tensor) -> Quantised:
-        """Replace each vector of z (b z g g) by its nearest code. In training mode this counts as a batch."""
+        """Replace each vector of z (b z g g) by its code. In training mode this counts as a batch."""
         return self.codebook(z)
 
     def decode_latents(self, z_q: Tensor) -> Tensor:

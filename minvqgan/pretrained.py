@@ -1,55 +1,184 @@
-"""Read a checkpoint into a VQGAN: a layout is recognised by what the file holds, its keys renamed to ours."""
+"""Read a checkpoint into a VQGAN: a layout is recognised by what the file holds, its keys renamed to ours.
 
+taming-transformers published f16 with 1024 and with 16384 codes, and f8 with 8192 codes of the Gumbel kind;
+minDALL-E's first stage has the keys of f16 with 16384. All sizes are read off the tensors' shapes.
+"""
+
+import re
 import zipfile
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .layers import group_norm
 from .model import VQGAN, VQGANConfig
 
+# Where a folder keeps its VQGAN: a run of ours, minDALL-E, taming-transformers' three ways
+PLACES = ("vqgan.pt", "stage1_last.ckpt", "last.ckpt", "checkpoints/last.ckpt", "ckpts/last.ckpt")
 
-def read_ours(checkpoint: Any) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
+# A key of taming-transformers becomes ours by all of these in turn; `read_taming` adds the decoder's levels.
+RENAMED = {
+    r"^quant_conv\.": "to_codebook.",
+    r"^post_quant_conv\.": "from_codebook.",
+    r"^quantize\.embed(ding)?\.weight$": "codebook.vectors",
+    r"^quantize\.proj\.": "codebook.proj.",
+    r"^encoder\.down\.": "encoder.levels.",
+    r"\.(down|up)sample\.": ".resample.",
+    r"\.mid\.block_1\.": ".middle.0.",
+    r"\.mid\.attn_1\.": ".middle.1.",
+    r"\.mid\.block_2\.": ".middle.2.",
+    r"\.block\.": ".blocks.",
+    r"\.nin_shortcut\.": ".shortcut.",
+    r"\.attn\.": ".attentions.",
+    r"\.q\.": ".query.",
+    r"\.k\.": ".key.",
+    r"\.v\.": ".value.",
+    r"\.proj_out\.": ".out.",
+}
+
+
+def read_ours(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
     """Read {"kind": "vqgan", "config": its fields, "weights": state dict, ...}; None for anything else."""
     if isinstance(checkpoint, dict) and checkpoint.get("kind") == "vqgan":
         return VQGANConfig(**checkpoint["config"]), checkpoint["weights"]
     return None
 
 
-# What a refusal lists -> its reader, which returns None for any other. One of published weights must
-# add "codebook.idle" as zeros: a new codebook counts as dead, and training on would wipe what was loaded;
-# and an even "codebook.share".
-LAYOUTS = {"a vqgan.pt of this project": read_ours}
+def read_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
+    """Read a state dict of taming-transformers, as it is or in Lightning's {"state_dict": it, ...}; else None."""
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not any(str(key).startswith("decoder.up.") for key in state):
+        return None
+    if not any(key.startswith("encoder.") for key in state):
+        raise ValueError("it is a decoder alone, as min-dalle's detoker.pt is, and cannot encode: "
+                         "load taming-transformers' f16 with 16384 codes instead")
+    config = infer_config(state, training_side(path))
+    last = len(config.multipliers) - 1
+    weights = {}
+    for key, tensor in state.items():
+        if key.startswith("loss."):  # discriminator and LPIPS
+            continue
+        for pattern, ours in RENAMED.items():
+            key = re.sub(pattern, ours, key)
+        # theirs count the decoder's levels from the picture, ours as they run
+        key = re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.levels.{last - int(match[1])}", key)
+        weights[key] = tensor
+    if config.quantiser == "nearest":
+        # A new codebook counts as dead: without zeros, training on would wipe what was loaded.
+        weights["codebook.idle"] = torch.zeros(config.codebook_size, dtype=torch.int64)
+        weights["codebook.share"] = torch.full((config.codebook_size,), 1 / config.codebook_size)
+    return config, weights
+
+
+def infer_config(state: dict[str, Tensor], image_size: int) -> VQGANConfig:
+    """Read a VQGAN's sizes off the shapes of its tensors, which have taming-transformers' names."""
+    def count(prefix: str) -> int:
+        return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+    channels = len(state["encoder.conv_in.weight"])
+    widths = [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(count("encoder.down."))]
+    # Nothing computed depends on the picture's side: attention belongs to a level, of whatever side that is.
+    attend = [image_size // 2**i for i in range(len(widths)) if f"encoder.down.{i}.attn.0.q.weight" in state]
+    if group_norm(channels).num_groups != 32:
+        raise ValueError(f"its first layer is {channels} wide, which group_norm in layers.py does not part into 32 "
+                         "groups, as the original does: it would load and compute something else")
+    gumbel = "quantize.embed.weight" in state
+    codebook_size, codebook_dim = state["quantize.embed.weight" if gumbel else "quantize.embedding.weight"].shape
+    return VQGANConfig(
+        image_size=image_size, channels=channels, multipliers=tuple(width // channels for width in widths),
+        residual_blocks=count("encoder.down.0.block."), attention_resolutions=tuple(attend),
+        z_channels=len(state["encoder.conv_out.weight"]), codebook_size=codebook_size, codebook_dim=codebook_dim,
+        quantiser="gumbel" if gumbel else "nearest", l2_normalised=False, rate_weight=0.0)
+
+
+def training_side(path: Path) -> int:
+    """Find the side of the training pictures in a config that lies by the weights; all published ones have 256."""
+    folder = path.absolute().parent
+    for place in (folder, folder / "configs", folder.parent / "configs"):
+        for file in sorted(place.glob("*.yaml")):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if found := re.search(r"^[^#\n]*\bresolution:\s*(\d+)", text, re.MULTILINE):
+                return int(found[1])
+    return 256
+
+
+# What a refusal lists -> its reader of a checkpoint and its path, which returns None for any other.
+LAYOUTS = {"a vqgan.pt of this project": read_ours, "a VQGAN of taming-transformers or minDALL-E": read_taming}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
-    """Build the VQGAN that the file holds, in eval mode; else a ValueError says in one line what it holds."""
+    """Build the VQGAN that a file or folder holds, in eval mode; else a ValueError says in one line what it holds."""
+    path = locate(path)
     checkpoint = read(path)
-    for reader in LAYOUTS.values():
+    for layout, reader in LAYOUTS.items():
         try:
-            if (found := reader(checkpoint)) is not None:
+            if (found := reader(checkpoint, path)) is not None:
                 config, weights = found
-                model = VQGAN(config)
-                model.load_state_dict(weights)
+                with torch.device("meta"):  # shapes only: no time, no memory
+                    model = VQGAN(config)
+                fit(model, weights)
                 return model.to(device).eval()
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]  # PyTorch lists every key that does not fit
-            raise ValueError(f"{path} is damaged or from another version: {reason}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ValueError(f"{path} looks like {layout} but does not fit: {reason}") from error
     raise ValueError(f"{path} is {describe(checkpoint)}: minvqgan reads {', '.join(LAYOUTS)}")
 
 
-# `read` and `describe` have twins in the other two packages' pretrained.py.
+def locate(path: str | PathLike) -> Path:
+    """Return the file of weights that `path` is, or that the folder `path` holds in one of PLACES."""
+    path = Path(path)
+    if path.suffix == ".msgpack":
+        raise ValueError(f"{path} holds Flax weights, which only Flax reads: load taming-transformers' "
+                         "f16 with 16384 codes, of which dalle-mini's VQGAN is a copy")
+    if not path.is_dir():
+        return path
+    for place in PLACES:
+        if (path / place).is_file():
+            return path / place
+    raise ValueError(f"{path} holds no {', '.join(PLACES)}: name the file of weights itself")
+
+
+class ModelCheckpoint:
+    """Stand in for the class of this name that old Lightning files mention: it holds nothing and does nothing."""
+
+
+ModelCheckpoint.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
+
+
+# `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` in both other packages'.
 def read(path: str | PathLike) -> Any:
-    """Read a file of tensors and plain values onto the CPU: any other object in it could run code as it is read."""
+    """Read a file of tensors and plain values onto the CPU; one that asks to run any code is refused, by its name."""
     try:
-        # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals([ModelCheckpoint]):
+            # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise  # no such file, no permission: it says so itself
     except Exception as error:  # damaged bytes make the unpickler fail in every way there is
+        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
         reason, known = type(error).__name__, ", ".join(LAYOUTS)
         raise ValueError(f"{path} is no file of plain tensors, or damaged ({reason}); what is read: {known}") from error
+
+
+def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights into a model whose parameters are on the meta device, as they are: a file's mapped pages are not copied.
+
+    Raises ValueError with the name of a tensor that is missing, one too many, or of another shape.
+    """
+    expected = model.state_dict()
+    misfits = {
+        "is missing": [name for name in expected if name not in weights],
+        "is one too many": [name for name in weights if name not in expected],
+        "has another shape": [name for name in expected if name in weights and weights[name].shape != expected[name].shape],
+    }
+    for what, names in misfits.items():
+        if names:
+            raise ValueError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+    model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 
 def describe(checkpoint: Any) -> str:

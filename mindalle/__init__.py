@@ -4,7 +4,8 @@ from .generate import generate, generate_steps, rerank
 from .loss import dalle_loss, drop_captions
 from .model import DALLE, DALLEConfig
 from .pretrained import load
+from .tokenizer import Tokenizer
 
 __all__ = [
-    "DALLE", "DALLEConfig", "dalle_loss", "drop_captions", "generate", "generate_steps", "load", "rerank",
+    "DALLE", "DALLEConfig", "Tokenizer", "dalle_loss", "drop_captions", "generate", "generate_steps", "load", "rerank",
 ]

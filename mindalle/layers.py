@@ -20,7 +20,8 @@ KINDS = ("full", "row", "column", "convolutional")
 
 def steps_back(length: int) -> Tensor:
     """Count how far before the query i the key j stands: i - j, negative for the future.  ->  (i j) int64"""
-    positions = torch.arange(length)
+    # on the CPU by name: a model that is built on the meta device to load weights would lose masks made there
+    positions = torch.arange(length, device="cpu")
     return rearrange(positions, "i -> i 1") - rearrange(positions, "j -> 1 j")
 
 

@@ -74,42 +74,83 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-class Models:
-    """Load a run's models when they are first asked for, each from the run's folder or from the file given instead."""
+PACKAGES = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle}
 
-    def __init__(self, run: str | Path, device: str, **files: str | None):
-        self.run, self.device, self.loaded = Path(run), device, {}
+
+class Models:
+    """Load a run's models when they are first asked for, each from the run's folder or from what was given instead.
+
+    That may be published weights: then they bring their own tokenizer, and of minDALL-E's folder its VQGAN as well.
+    """
+
+    def __init__(self, run: str | Path, device: str, preset: str | None = None, **files: str | None):
+        self.run, self.device, self.preset, self.loaded = Path(run), device, preset, {}
+        if files.get("dalle") and (Path(files["dalle"]) / "stage1_last.ckpt").exists():
+            files["vqgan"] = files.get("vqgan") or files["dalle"]
+        self.merges = files.pop("merges", None)
         self.files = {name: Path(files.get(name) or self.run / default) for name, default in (
             ("clip", "clip.pt"), ("vqgan", "vqgan.pt"), ("dalle", "dalle.pt"), ("tokenizer", "tokenizer.json"))}
 
     def get(self, name: str):
         if name not in self.loaded:
-            path = self.files[name]
+            path, package = self.files[name], PACKAGES.get(name)
             if not path.exists():
                 train = "clip" if name == "tokenizer" else name
                 raise ValueError(f"{path} is missing: train it with `python train.py {train} --run {self.run}`, "
                                  f"or name another run with --run")
-            if name == "tokenizer":
-                self.loaded[name] = minclip.Tokenizer.load(path)
-            else:
-                package = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle}[name]
-                self.loaded[name] = package.load(path, self.device)
+            options = {"preset": self.preset} if name == "clip" else {}
+            self.loaded[name] = package.load(path, self.device, **options) if package else minclip.Tokenizer.load(path)
         return self.loaded[name]
 
-    def dalle(self) -> mindalle.DALLE:
-        """Return DALL·E, having made sure that tokenizer and VQGAN are those it was trained with."""
-        model, path = self.get("dalle"), self.files["dalle"]
-        known = torch.load(path, weights_only=True, mmap=True)
-        for name, found in (("tokenizer", self.get("tokenizer").fingerprint), ("vqgan", fingerprint(self.get("vqgan")))):
-            if known.get(name, found) != found:
-                raise ValueError(f"{path} was trained with another {name} than {self.files[name]} (fingerprint {known[name]}, "
-                                 f"not {found}): its codes mean nothing here; train it again or name the right --{name}")
-        return model
+    def marks(self, name: str) -> dict:
+        """Return what train.py noted in a checkpoint beside the weights; nothing for published weights."""
+        files = PACKAGES[name].pretrained
+        content = files.read(files.locate(self.files[name]))
+        return content if isinstance(content, dict) and content.get("kind") == name else {}
+
+    def clip_tokenizer(self) -> minclip.Tokenizer:
+        """Return CLIP's tokenizer: --merges, or what lies beside published weights, or the run's own."""
+        clip, path = self.get("clip"), self.files["clip"]
+        if "clip_tokenizer" not in self.loaded:
+            folder = path if path.is_dir() else path.parent
+            beside = any((folder / name).exists() for name in minclip.tokenizer.FILES)
+            tokenizer = minclip.Tokenizer.load(self.merges or folder) if self.merges or beside else self.get("tokenizer")
+            if tokenizer.vocab_size != clip.config.vocab_size:
+                raise ValueError(f"{path} knows {clip.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
+                                 f"name the one it was trained with by --merges, as bpe_simple_vocab_16e6.txt.gz")
+            self.loaded["clip_tokenizer"] = tokenizer
+        return self.loaded["clip_tokenizer"]
+
+    def dalle(self) -> tuple[mindalle.DALLE, minclip.Tokenizer | mindalle.Tokenizer]:
+        """Return DALL·E and its tokenizer, having made sure that this and the VQGAN are those it was trained with."""
+        model, vqgan, path = self.get("dalle"), self.get("vqgan"), self.files["dalle"]
+        if vqgan.config.codebook_size != model.config.image_vocab:
+            raise ValueError(f"{path} draws in {model.config.image_vocab} codes, {self.files['vqgan']} has "
+                             f"{vqgan.config.codebook_size}: name the right --vqgan")
+        if "dalle_tokenizer" not in self.loaded:
+            if known := self.marks("dalle"):
+                for name, found in (("tokenizer", self.get("tokenizer").fingerprint), ("vqgan", fingerprint(vqgan))):
+                    if known.get(name, found) != found:
+                        raise ValueError(f"{path} was trained with another {name} than {self.files[name]} (fingerprint "
+                                         f"{known[name]}, not {found}): its codes mean nothing here; train it again or "
+                                         f"name the right --{name}")
+            folder = path if path.is_dir() else path.parent
+            self.loaded["dalle_tokenizer"] = self.get("tokenizer") if known else mindalle.Tokenizer.load(folder / "tokenizer")
+        return model, self.loaded["dalle_tokenizer"]
+
+    def read_images(self, paths: Iterable[str | Path]) -> tuple[list[str], Tensor]:
+        """Read pictures as CLIP was trained to see them  ->  their names, images (b 3 side side)."""
+        def as_published(path: str | Path) -> Tensor:
+            with Image.open(path) as image:
+                return minclip.preprocess(image, side)
+
+        side = self.get("clip").config.image_size
+        return read_images(paths, side, None if self.marks("clip") else as_published)
 
     def embed_text(self, texts: list[str]) -> Tensor:
         """Embed texts with CLIP  ->  (b e), unnormalised."""
         clip = self.get("clip")
-        return clip.encode_text(self.get("tokenizer").encode(texts, clip.config.context_length).to(self.device))
+        return clip.encode_text(self.clip_tokenizer().encode(texts, clip.config.context_length).to(self.device))
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed images (b 3 h w) in [-1, 1] of any size with CLIP  ->  (b e), unnormalised."""
@@ -126,7 +167,7 @@ class Models:
 
     def draw(self, captions: list[str], seed: int, **options) -> Tensor:
         """Draw one image for each caption with DALL·E  ->  (b 3 h w) in [-1, 1]."""
-        dalle, tokenizer = self.dalle(), self.get("tokenizer")
+        dalle, tokenizer = self.dalle()
         length = dalle.config.text_length
         text = tokenizer.encode(captions, length).to(self.device)
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -138,12 +179,17 @@ class Models:
 # ---- Pictures -------------------------------------------------------------------------------------------------------
 
 
-def read_images(paths: Iterable[str | Path], side: int) -> tuple[list[str], Tensor]:
-    """Read pictures, naming and skipping those that cannot be read  ->  their names, images (b 3 side side)."""
+def read_images(paths: Iterable[str | Path], side: int,
+                read: Callable[[str | Path], Tensor] | None = None) -> tuple[list[str], Tensor]:
+    """Read pictures, naming and skipping those that cannot be read  ->  their names, images (b 3 side side).
+
+    read: path -> (3 side side) in [-1, 1]; without it as train.py reads them
+    """
+    read = read or (lambda path: data.to_tensor([data.read_image(path)], side)[0])
     names, pictures, skipped = [], [], []
     for path in paths:
         try:
-            pictures.append(data.read_image(path))
+            pictures.append(read(path))
             names.append(str(path))
         except (ValueError, OSError) as error:
             skipped.append(" ".join(str(error).split()))
@@ -153,7 +199,7 @@ def read_images(paths: Iterable[str | Path], side: int) -> tuple[list[str], Tens
         print(f"skipped: {reason}", file=sys.stderr)
     if skipped:
         print(f"skipped {len(skipped)} of {len(skipped) + len(names)} images", file=sys.stderr)
-    return names, data.to_tensor(pictures, side)
+    return names, torch.stack(pictures)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -242,8 +288,8 @@ class Output:
 
 def classify(args: argparse.Namespace, models: Models) -> None:
     clip = models.get("clip")
-    names, images = read_images(args.images, clip.config.image_size)
-    classes = minclip.class_embeddings(clip, models.get("tokenizer"), args.labels, args.templates or ("{}",))
+    names, images = models.read_images(args.images)
+    classes = minclip.class_embeddings(clip, models.clip_tokenizer(), args.labels, args.templates or ("{}",))
     probabilities = minclip.classify(clip, images.to(models.device), classes).cpu()             # (b labels)
     entries = []
     for name, row in zip(names, probabilities.tolist()):
@@ -257,14 +303,14 @@ def classify(args: argparse.Namespace, models: Models) -> None:
 def search(args: argparse.Namespace, models: Models) -> None:
     if args.image is None and len(args.query) != 2 or args.image is not None and len(args.query) != 1:
         raise ValueError('search takes "QUERY" DIR, or DIR --image FILE')
-    folder, side = Path(args.query[-1]), models.get("clip").config.image_size
+    folder = Path(args.query[-1])
     paths = [folder / name for name in data.image_files(folder)]
     query = models.embed_text([args.query[0]])[0] if args.image is None else models.embed_images(
-        read_images([args.image], side)[1].to(models.device))[0]
+        models.read_images([args.image])[1].to(models.device))[0]
     names, features = [], []
-    for i in range(0, len(paths), 256):  # a batch at a time: a large folder does not fit in memory
+    for i in range(0, len(paths), 64):  # a batch at a time: a large folder does not fit in memory
         try:
-            batch, images = read_images(paths[i : i + 256], side)
+            batch, images = models.read_images(paths[i : i + 64])
         except ValueError:
             continue  # all of these were unreadable, and named
         names += batch
@@ -308,8 +354,12 @@ def reconstruct(args: argparse.Namespace, models: Models) -> None:
     contact_sheet(pairs, labels, min(8, len(entries))).save(output.folder / "sheet.png")
 
 
-def drawing_options(args: argparse.Namespace) -> dict:
-    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "guidance": args.guidance}
+def drawing_options(args: argparse.Namespace, models: Models) -> dict:
+    """Return how to draw codes: as typed, the rest as suits our own DALL·E or, after "or", minDALL-E [its README]."""
+    defaults = {"temperature": 0.6, "top_k": 0, "top_p": 1.0, "guidance": 2.0}
+    if not models.marks("dalle"):  # it never saw an empty caption, so guidance has nothing to go by
+        defaults = {"temperature": 1.0, "top_k": 256, "top_p": 1.0, "guidance": 1.0}
+    return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()}
 
 
 @torch.no_grad()
@@ -317,7 +367,7 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
     candidates = args.rerank or args.n
     if candidates < args.n:
         raise ValueError(f"--rerank {candidates} draws fewer pictures than -n {args.n} wants: raise one or lower the other")
-    options, model = drawing_options(args), models.dalle()
+    options, (model, _) = drawing_options(args, models), models.dalle()
     if (args.prime is None) != (args.prime_rows is None):
         raise ValueError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
     if args.prime:
@@ -349,7 +399,7 @@ def guide(args: argparse.Namespace, models: Models) -> None:
     with torch.no_grad():
         targets = [models.embed_text([prompt.text])[0] for prompt in prompts]
         if args.image_prompt:
-            images = read_images(args.image_prompt, clip.config.image_size)[1]
+            images = models.read_images(args.image_prompt)[1]
             targets += list(models.embed_images(images.to(models.device)))
             prompts += [minvqgan.Prompt("image")] * len(images)
         targets = torch.stack(targets)
@@ -460,7 +510,7 @@ def score(args: argparse.Namespace, models: Models) -> None:
     report("perplexity", minvqgan.perplexity(counts).item())
     report("kept", agreement(redrawn, captions["unseen"]), f"ceiling {ceiling['unseen']:.1%}")
 
-    options, best_of = drawing_options(args), args.rerank or 8
+    options, best_of = drawing_options(args, models), args.rerank or 8
     for split in data.SPLITS:
         chosen = captions[split][: args.draws]
         drawn, best = [], []
@@ -501,7 +551,7 @@ def finish(run: Path, source: str, device: str, seed: int) -> None:
     main(["reconstruct", *(str(folder / f"{i:04d}.png") for i in range(len(shown))), *common])
     main(["dalle", *(texts[0] for texts in images.captions[:16]), *common])
     if source == "shapes":
-        main(["guide", "a large red circle", *common])
+        main(["guide", "a large red circle", "--steps", "200", *common])
         main(["score", *common])
 
 
@@ -515,18 +565,22 @@ def parser() -> Parser:
     def command(name: str, help: str) -> Parser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.add_argument("--run", default="runs/shapes", help="folder of the run (default: runs/shapes)")
-        for model in ("clip", "vqgan", "dalle", "tokenizer"):
-            sub.add_argument(f"--{model}", metavar="FILE", help="in place of the run's own")
+        for model in ("clip", "vqgan", "dalle"):
+            sub.add_argument(f"--{model}", metavar="FILE", help="in place of the run's own; published weights too, or their folder")
+        sub.add_argument("--tokenizer", metavar="FILE", help="in place of the run's own")
+        sub.add_argument("--merges", metavar="FILE", help="CLIP's tokenizer, where none lies beside the weights of --clip")
+        sub.add_argument("--preset", metavar="NAME", help="heads and activation for a --clip that comes without its config: "
+                                                          f"{', '.join(minclip.PRESETS)}, or one of them and -quickgelu")
         sub.add_argument("--out", help="folder for what comes out (default: RUN/samples/COMMAND)")
         sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
         sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="(default: auto)")
         return sub
 
     def add_drawing(sub: Parser, rerank: str) -> None:
-        sub.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest code (default: 0.6)")
-        sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes, 0 all (default: 0)")
-        sub.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest codes of this probability (default: 1)")
-        sub.add_argument("--guidance", type=float, default=2.0, help="how strongly to follow the caption, 1 plainly (default: 2)")
+        sub.add_argument("--temperature", type=float, help="0 takes the likeliest code (default: 0.6, with minDALL-E 1)")
+        sub.add_argument("--top-k", type=int, help="draw among the k likeliest codes, 0 all (default: 0, with minDALL-E 256)")
+        sub.add_argument("--top-p", type=float, help="draw among the fewest codes of this probability (default: 1)")
+        sub.add_argument("--guidance", type=float, help="how strongly to follow the caption, 1 plainly (default: 2, with minDALL-E 1)")
         sub.add_argument("--rerank", type=int, metavar="K", help=rerank)
 
     sub = command("classify", "zero-shot classification: a probability per label and image")
@@ -554,7 +608,7 @@ def parser() -> Parser:
     sub.add_argument("--init", metavar="IMAGE", help="start from this picture")
     sub.add_argument("--start", choices=["codes", "noise"], default="codes", help="or from random codes or noise (default: codes)")
     sub.add_argument("--image-prompt", nargs="+", metavar="FILE", help="pictures to resemble")
-    sub.add_argument("--steps", type=int, default=200, help="(default: 200)")
+    sub.add_argument("--steps", type=int, default=500, help="(default: 500)")
     sub.add_argument("--cutouts", type=int, default=32, help="random views CLIP sees a step (default: 32)")
     sub.add_argument("--lr", type=float, default=0.1, help="of Adam on the latents (default: 0.1)")
 
@@ -570,8 +624,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, least in (("n", 1), ("steps", 1), ("cutouts", 1), ("count", 16), ("draws", 1)):
         if getattr(args, name, least) < least:
             raise ValueError(f"{'-' if name == 'n' else '--'}{name} {getattr(args, name)}: choose {least} or more")
-    models = Models(args.run, pick_device(args.device), clip=args.clip, vqgan=args.vqgan, dalle=args.dalle,
-                    tokenizer=args.tokenizer)
+    models = Models(args.run, pick_device(args.device), args.preset, clip=args.clip, vqgan=args.vqgan, dalle=args.dalle,
+                    tokenizer=args.tokenizer, merges=args.merges)
     torch.manual_seed(args.seed)
     globals()[args.command](args, models)
 

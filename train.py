@@ -35,7 +35,7 @@ import data
 import sample
 from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions
 from minclip import CLIP, CLIPConfig, Tokenizer, accumulated_backward, contrastive_loss, same_caption
-from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss
+from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss, reconstruction_loss
 
 # ---- Recipes: how each model is trained. As with the configs, each line is a flag and its comment the flag's help -----
 
@@ -73,6 +73,7 @@ class DALLERecipe:
 
 
 SAVE_EVERY = 30  # seconds between checkpoints
+NORMED_SILU = 0.6  # root of the mean square of silu(x), x normal: what an untrained decoder's last layer reads, and draws
 
 # name -> config, recipe, share of --minutes when all three are trained, config fields that other parts of the run decide
 MODELS = {
@@ -124,6 +125,9 @@ def train_vqgan(run: "Run", config: VQGANConfig, recipe: VQGANRecipe) -> None:
     optimiser_d = Muon(discriminator, [], recipe.learning_rate, betas=(0.5, 0.9))
     loop = Loop(run, "vqgan", config, recipe, model=model, optimiser=optimiser,
                 discriminator=discriminator, optimiser_d=optimiser_d)
+    some = images.batch(torch.arange(min(64, len(images))))
+    noise = NORMED_SILU * torch.randn_like(some)
+    loop.expected = reconstruction_loss(some, noise).item(), f"of noise of deviation {NORMED_SILU}, an untrained decoder's"
     for step in loop:
         pixels = images.batch(loop.batch(len(images), recipe.batch_size)).to(run.device)     # (b 3 h w)
         playing = discriminator if recipe.discriminator and step >= recipe.discriminator_start else None

@@ -62,9 +62,13 @@ def test_the_twins_called_attend_are_equal_to_the_letter():
     assert source_of("minclip", "attend") == source_of("mindalle", "attend")
 
 
-@pytest.mark.parametrize("name", ["read", "describe"])
-def test_the_twins_that_open_a_checkpoint_are_equal_to_the_letter(name):
+@pytest.mark.parametrize("name", ["fit", "describe"])
+def test_the_twins_that_fit_weights_are_equal_to_the_letter(name):
     assert len({source_of(package, name, "pretrained.py") for package in PACKAGES}) == 1
+
+
+def test_the_twins_that_read_a_checkpoint_are_equal_to_the_letter():
+    assert source_of("minvqgan", "read", "pretrained.py") == source_of("mindalle", "read", "pretrained.py")
 
 
 def test_the_top_level_holds_what_the_layout_names_and_nothing_else():

@@ -172,8 +172,12 @@ class Models:
         text = tokenizer.encode(captions, length).to(self.device)
         generator = torch.Generator(self.device).manual_seed(seed)
         options |= {"empty": tokenizer.encode("", length)[0].to(self.device), "generator": generator}
+        for codes in mindalle.generate_steps(dalle, text, **options):
+            show_progress(f"drawing: code {codes.shape[1]} of {dalle.config.image_length}", last=False)
+        show_progress("", last=False)
+        codes = rearrange(codes, "b (g1 g2) -> b g1 g2", g1=dalle.config.grid)
         with torch.no_grad():
-            return self.get("vqgan").decode(mindalle.generate(dalle, text, **options)).clamp(-1, 1)
+            return self.get("vqgan").decode(codes).clamp(-1, 1)
 
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
@@ -355,9 +359,9 @@ def reconstruct(args: argparse.Namespace, models: Models) -> None:
 
 
 def drawing_options(args: argparse.Namespace, models: Models) -> dict:
-    """Return how to draw codes: as typed, the rest as suits our own DALL·E or, after "or", minDALL-E [its README]."""
+    """Return how to draw codes: what was typed, and for the rest what suits our own DALL·E, or minDALL-E [its README]."""
     defaults = {"temperature": 0.6, "top_k": 0, "top_p": 1.0, "guidance": 2.0}
-    if not models.marks("dalle"):  # it never saw an empty caption, so guidance has nothing to go by
+    if not models.marks("dalle"):  # minDALL-E never saw an empty caption, so guidance has nothing to go by
         defaults = {"temperature": 1.0, "top_k": 256, "top_p": 1.0, "guidance": 1.0}
     return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()}
 
@@ -367,7 +371,8 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
     candidates = args.rerank or args.n
     if candidates < args.n:
         raise ValueError(f"--rerank {candidates} draws fewer pictures than -n {args.n} wants: raise one or lower the other")
-    options, (model, _) = drawing_options(args, models), models.dalle()
+    model, _ = models.dalle()
+    options = drawing_options(args, models)
     if (args.prime is None) != (args.prime_rows is None):
         raise ValueError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
     if args.prime:
@@ -438,7 +443,7 @@ def guide(args: argparse.Namespace, models: Models) -> None:
 
 def show_progress(line: str, last: bool) -> None:
     if sys.stdout.isatty():
-        print(f"\r{line:<79}", end="\n" if last else "", flush=True)
+        print(f"\r{line:<79}\r", end="\n" if last else "", flush=True)  # what comes next may write over it
     elif last:
         print(line)
 

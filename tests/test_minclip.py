@@ -1020,6 +1020,18 @@ def test_published_merges_are_found_in_each_of_their_files(name, tmp_path):
     assert row == [522, 518, 523, 523, 0]  # a marker in a text is the id, as in the published code
 
 
+def test_the_library_transformers_encodes_as_we_do_with_the_same_merges(tokenizer, tmp_path):
+    """Left out is what it cleans only with ftfy beside it: quotes, entities, control characters."""
+    transformers = pytest.importorskip("transformers")
+    ids = tokenizer.ids | {"<|startoftext|>": tokenizer.start, "<|endoftext|>": tokenizer.end}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, tokenizer.merges), ""]))
+    theirs, ours = transformers.CLIPTokenizer.from_pretrained(str(tmp_path)), Tokenizer.load(tmp_path)
+    for text in ("A RED  circle!", "it's 12 stars² they'll", "naïve café 日本 😀 मानक", "x <|endoftext|> y", "", "snake_case ... 3½"):
+        expected = theirs(text)["input_ids"]
+        assert ours.encode(text, len(expected))[0].tolist() == expected, text
+
+
 def test_a_vocabulary_in_another_order_is_refused(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\ni n\nt h\n")
     (tmp_path / "vocab.json").write_text(json.dumps({"!": 0, "in": 513}))

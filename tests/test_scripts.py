@@ -1,6 +1,7 @@
 """train.py and sample.py from outside: end to end on tiny models, killed, resumed, given nonsense."""
 
 import csv
+import json
 import os
 import pickle
 import signal
@@ -17,7 +18,11 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import recipe
 import sample
+import test_minclip
+import test_mindalle
+import test_minvqgan
 import train
 
 TINY = {
@@ -261,3 +266,65 @@ def test_overfitting_one_batch_leaves_a_tenth_of_every_loss(model, tmp_path):
     with open(tmp_path / "log.csv", newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["model"] == model]
     assert losses[-1] < 0.1 * losses[0]
+
+
+# ---- Published weights: each package's layout is proven in its own tests; here the commands that use them ----------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Small models in the published layouts: a folder of Hugging Face's, and minDALL-E's with its VQGAN and tokenizer."""
+    place = tmp_path_factory.mktemp("published")
+    clip, dalle = place / "clip", place / "1.3B"
+    clip.mkdir()
+    dalle.mkdir()
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *test_minclip.FIRST_MERGES]))
+    (clip / "config.json").write_text(json.dumps(test_minclip.hugging_face_config(vocab_size=524)))
+    torch.save(test_minclip.filled(test_minclip.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
+
+    sizes = dict(text_vocab=len(test_mindalle.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
+    test_mindalle.publish_tokenizer(dalle / "tokenizer")
+    weights = {name: recipe.fill(name, shape) for name, shape in test_mindalle.published_shapes(**sizes).items()}
+    torch.save({"state_dict": weights}, dalle / "stage2_last.ckpt")
+    (dalle / "config.yaml").write_text(test_mindalle.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16"))
+    stage1 = {name: recipe.fill(name, shape) for name, shape in test_minvqgan.STATES["vq"].items()}
+    torch.save({"state_dict": stage1}, dalle / "stage1_last.ckpt")
+    return place
+
+
+def test_every_command_takes_published_weights(published, folder, tmp_path):
+    clip, dalle, picture = f"--clip {published}/clip", f"--dalle {published}/1.3B", f"{folder}/1.png"
+    for line in (f"classify {picture} --labels the thing {clip}", f"search the {folder} {clip}",
+                 f"search {folder} --image {picture} {clip}", f"reconstruct {picture} --vqgan {published}/1.3B",
+                 f"guide the {clip} --vqgan {published}/1.3B --steps 2 --cutouts 2",
+                 f"dalle the {dalle} {clip} --rerank 3 -n 2"):
+        command = line.split()[0]
+        sample.main([*line.split(), "--device", "cpu", "--run", str(tmp_path / "none"), "--out", str(tmp_path / command)])
+        assert (tmp_path / command / "sheet.png").exists(), line
+    assert Image.open(tmp_path / "dalle" / "0001.png").size == (16, 16)
+
+
+def test_published_weights_see_pictures_as_they_were_trained_to_and_our_own_as_train_does(published, trained, tmp_path):
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))  # red where nothing shows
+    clear.save(tmp_path / "clear.png")
+    theirs = sample.Models(tmp_path, "cpu", clip=published / "clip").read_images([tmp_path / "clear.png"])[1]
+    ours = sample.Models(trained, "cpu").read_images([tmp_path / "clear.png"])[1]
+    assert theirs[0, :, 0, 0].tolist() == [1, -1, -1] and ours[0, :, 0, 0].tolist() == [1, 1, 1]
+
+
+def test_drawing_defaults_are_minDALL_Es_for_minDALL_E_and_what_is_typed_always_wins(published, trained):
+    words = sample.parser().parse_args(["dalle", "a", "--temperature", "0.3"])
+    theirs = sample.drawing_options(words, sample.Models(trained, "cpu", dalle=published / "1.3B"))
+    ours = sample.drawing_options(words, sample.Models(trained, "cpu"))
+    assert theirs == {"temperature": 0.3, "top_k": 256, "top_p": 1.0, "guidance": 1.0}
+    assert ours == {"temperature": 0.3, "top_k": 0, "top_p": 1.0, "guidance": 2.0}
+
+
+def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):
+    (tmp_path / "config.json").write_text((published / "clip" / "config.json").read_text())
+    (tmp_path / "model.bin").write_bytes((published / "clip" / "pytorch_model.bin").read_bytes())
+    words = ["classify", folder / "1.png", "--labels", "the", "--clip", tmp_path / "model.bin", "--run", trained]
+    assert "knows 524 tokens" in refused("sample", *words) and "--merges" in refused("sample", *words)
+    run("sample", *words, "--merges", published / "clip" / "merges.txt")
+    line = refused("sample", "dalle", "a", "--dalle", published / "1.3B", "--vqgan", trained / "vqgan.pt", "--run", trained)
+    assert "draws in 96 codes" in line and "name the right --vqgan" in line

@@ -305,6 +305,7 @@ class Loop:
         self.step, self.seconds, self.expected, self.extra, self.stopping = 0, 0.0, None, {}, False
         if run.args.resume and self.path.exists():
             self.restore()
+        self.trim_log()
         count = sum(p.numel() for p in parts["model"].parameters())
         print(f"{name}: {count:,} parameters, {run.device}, {run.precision}", flush=True)
 
@@ -403,12 +404,15 @@ class Loop:
         os.replace(temporary, self.path)
 
     def restore(self) -> None:
-        """Take up the run where its checkpoint left it; log lines from after it are dropped, for they come again."""
+        """Take up the run where its checkpoint left it."""
         state = torch.load(self.path, weights_only=True, map_location=self.run.device)
         self.parts["model"].load_state_dict(state["weights"])
         for name, part in state["training"].items():
             self.parts[name].load_state_dict(part)
         self.step, self.seconds = state["step"], state["seconds"]
+
+    def trim_log(self) -> None:
+        """Drop this model's log lines from the present step on: a run that was killed left them, and they come again."""
         log = self.run.dir / "log.csv"
         if log.exists():
             with open(log, newline="") as file:

@@ -178,6 +178,23 @@ def test_a_resumed_training_ends_with_the_very_weights_of_one_never_stopped(mode
         assert torch.equal(value, parts["weights"][name]), name
 
 
+@pytest.mark.parametrize("again", [["--resume"], []])
+def test_a_training_killed_before_its_first_checkpoint_starts_anew_and_logs_each_step_once(folder, tmp_path, again, monkeypatch):
+    words = ["clip", "--data", str(folder), "--steps", "21", "--device", "cpu", "--run", str(tmp_path), *TINY["clip"].split()]
+
+    def killed(loop, speed):
+        if loop.step == 15:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(train.Loop, "show", killed)
+    with pytest.raises(RuntimeError):
+        train.main(words)
+    monkeypatch.undo()
+    train.main([*words, *again])
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "10", "20"]
+
+
 def test_a_training_killed_outright_goes_on_to_the_very_weights_of_one_never_killed(folder, tmp_path):
     words = ["vqgan", "--data", str(folder), "--steps", "60", "--device", "cpu", *TINY["vqgan"].split()]
     train.main([*words, "--run", str(tmp_path / "whole")])

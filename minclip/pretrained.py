@@ -89,7 +89,7 @@ def locate(path: Path) -> Path:
 # ---- The layouts: (checkpoint, its path, preset) -> config, and weights under our names; None for any other ----------
 
 
-def from_minclip(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+def from_ours(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
     """Read {"kind": "clip", "config": fields of CLIPConfig, "weights": our state dict, ...}."""
     if isinstance(checkpoint, dict) and checkpoint.get("kind") == "clip":
         return CLIPConfig(**checkpoint["config"]), checkpoint["weights"]
@@ -139,7 +139,7 @@ def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> tuple[
 
 # name, for messages -> recogniser
 LAYOUTS: dict[str, Callable[[Any, Path, str | None], tuple[CLIPConfig, dict[str, Tensor]] | None]] = {
-    "clip.pt as saved by train.py": from_minclip,
+    "a clip.pt of this project": from_ours,
     "an archive of OpenAI": from_openai,
     "a file of open_clip": from_open_clip,
     "a CLIPModel of Hugging Face": from_hugging_face,

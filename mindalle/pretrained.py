@@ -33,14 +33,14 @@ NAMES = {
 }
 
 
-def read_ours(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
+def from_ours(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
     """Read {"kind": "dalle", "config": its fields, "weights": state dict, ...}; None for anything else."""
     if isinstance(checkpoint, dict) and checkpoint.get("kind") == "dalle":
         return DALLEConfig(**checkpoint["config"]), checkpoint["weights"]
     return None
 
 
-def read_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
+def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
     """Read minDALL-E's state dict, bare or under "state_dict" with whatever beside it; None for anything else."""
     theirs = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(theirs, dict) or "tok_emb_img.weight" not in theirs:
@@ -93,7 +93,7 @@ def read_heads(path: Path, shape: dict[str, int]) -> int:
 
 
 # What a refusal lists, and its reader, which returns None where the file is of another layout.
-LAYOUTS = {"a dalle.pt of this project": read_ours, "minDALL-E's stage2_last.ckpt": read_mindalle}
+LAYOUTS = {"a dalle.pt of this project": from_ours, "minDALL-E's stage2_last.ckpt": from_mindalle}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> DALLE:

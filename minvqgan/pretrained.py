@@ -17,9 +17,9 @@ from .layers import group_norm
 from .model import VQGAN, VQGANConfig
 
 # Where a folder keeps its VQGAN: a run of ours, minDALL-E, taming-transformers' three ways
-PLACES = ("vqgan.pt", "stage1_last.ckpt", "last.ckpt", "checkpoints/last.ckpt", "ckpts/last.ckpt")
+FILES = ("vqgan.pt", "stage1_last.ckpt", "last.ckpt", "checkpoints/last.ckpt", "ckpts/last.ckpt")
 
-# A key of taming-transformers becomes ours by all of these in turn; `read_taming` adds the decoder's levels.
+# A key of taming-transformers becomes ours by all of these in turn; `from_taming` adds the decoder's levels.
 RENAMED = {
     r"^quant_conv\.": "to_codebook.",
     r"^post_quant_conv\.": "from_codebook.",
@@ -40,14 +40,14 @@ RENAMED = {
 }
 
 
-def read_ours(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
+def from_ours(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
     """Read {"kind": "vqgan", "config": its fields, "weights": state dict, ...}; None for anything else."""
     if isinstance(checkpoint, dict) and checkpoint.get("kind") == "vqgan":
         return VQGANConfig(**checkpoint["config"]), checkpoint["weights"]
     return None
 
 
-def read_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
+def from_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
     """Read a state dict of taming-transformers, as it is or in Lightning's {"state_dict": it, ...}; else None."""
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not any(str(key).startswith("decoder.up.") for key in state):
@@ -106,7 +106,7 @@ def training_side(path: Path) -> int:
 
 
 # What a refusal lists -> its reader of a checkpoint and its path, which returns None for any other.
-LAYOUTS = {"a vqgan.pt of this project": read_ours, "a VQGAN of taming-transformers or minDALL-E": read_taming}
+LAYOUTS = {"a vqgan.pt of this project": from_ours, "a VQGAN of taming-transformers or minDALL-E": from_taming}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
@@ -128,17 +128,17 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
 
 
 def locate(path: str | PathLike) -> Path:
-    """Return the file of weights that `path` is, or that the folder `path` holds in one of PLACES."""
+    """Return the file of weights that `path` is, or that the folder `path` holds in one of FILES."""
     path = Path(path)
     if path.suffix == ".msgpack":
         raise ValueError(f"{path} holds Flax weights, which only Flax reads: load taming-transformers' "
                          "f16 with 16384 codes, of which dalle-mini's VQGAN is a copy")
     if not path.is_dir():
         return path
-    for place in PLACES:
-        if (path / place).is_file():
-            return path / place
-    raise ValueError(f"{path} holds no {', '.join(PLACES)}: name the file of weights itself")
+    for name in FILES:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"{path} holds no {', '.join(FILES)}: name the file of weights itself")
 
 
 class ModelCheckpoint:

@@ -21,7 +21,7 @@ from mindalle.generate import decode, guide, keep_top_k, keep_top_p, prefill, sa
 from mindalle.layers import (
     KINDS, Block, Cache, attend, attention_mask, column_mask, convolutional_mask, row_mask,
 )
-from mindalle.pretrained import fit, read, read_mindalle
+from mindalle.pretrained import fit, read, from_mindalle
 from mindalle.tokenizer import split_words
 
 SMALL = dict(text_vocab=11, image_vocab=13, text_length=5, grid=4, width=16, layers=2, heads=2)
@@ -690,7 +690,7 @@ def test_the_published_shape_is_the_large_preset_and_needs_no_config(tmp_path):
             text_vocab=16384, image_vocab=16384, text_length=64, grid=16, width=1536, layers=42).items()}
         model = DALLE(DALLEConfig.mindalle_1_3b())
     assert len(theirs) == 680 and sum(tensor.numel() for tensor in theirs.values()) == 1_291_081_728
-    config, weights = read_mindalle({"state_dict": theirs}, tmp_path / "stage2_last.ckpt")
+    config, weights = from_mindalle({"state_dict": theirs}, tmp_path / "stage2_last.ckpt")
     assert config == DALLEConfig.mindalle_1_3b()
     fit(model, weights)  # every name and every shape
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_291_081_728
@@ -704,7 +704,7 @@ def test_mindalle_loads_bare_in_half_precision_or_with_masks_and_only_what_is_jo
     for name, weight in load(tmp_path / "bare.ckpt").state_dict().items():
         assert weight.dtype == torch.float32 and weight.equal(nested.state_dict()[name].half().float())
     theirs = read(tmp_path / "bare.ckpt")
-    _, ours = read_mindalle(theirs, tmp_path / "bare.ckpt")
+    _, ours = from_mindalle(theirs, tmp_path / "bare.ckpt")
     mapped = {tensor.data_ptr() for tensor in theirs.values()}
     assert all((tensor.data_ptr() in mapped) != ("qkv" in name) for name, tensor in ours.items())
 

@@ -939,7 +939,7 @@ def test_published_weights_draw_codes_as_the_originals_do(files, name, side):
 def test_the_published_sizes_are_inferred_from_the_tensors_and_every_one_has_its_place(preset, arguments, tmp_path):
     state = {key: torch.empty(shape, device="meta") for key, shape in taming_shapes(*arguments).items()}
     assert len(state) == (301 if preset.quantiser == "gumbel" else 343)
-    config, weights = minvqgan.pretrained.read_taming({"state_dict": state}, tmp_path / "last.ckpt")
+    config, weights = minvqgan.pretrained.from_taming({"state_dict": state}, tmp_path / "last.ckpt")
     with torch.device("meta"):
         model = VQGAN(config)
     assert config == preset
@@ -976,7 +976,7 @@ def test_loading_copies_no_page_of_the_file_and_training_writes_none(files, stat
     before = (files / "gumbel.ckpt").read_bytes()
     with torch.device("meta"):
         model = VQGAN(CONFIGS["gumbel"])
-    _, weights = minvqgan.pretrained.read_taming(states["gumbel"], files / "gumbel.ckpt")
+    _, weights = minvqgan.pretrained.from_taming(states["gumbel"], files / "gumbel.ckpt")
     minvqgan.pretrained.fit(model, weights)
     assert all(value.data_ptr() == weights[name].data_ptr() for name, value in model.state_dict().items())
     random = torch.get_rng_state()

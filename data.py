@@ -304,7 +304,6 @@ def read_image(path: str | Path) -> Image.Image:
     """Read a picture of any mode as RGB: upright, first frame, clear parts white, 16 bits scaled to 8."""
     try:
         with Image.open(path) as image:
-            image.load()  # Pillow is lazy: only here does a truncated file show
             image = ImageOps.exif_transpose(image)
             if image.mode[0] in "IF":  # 16 bits; Pillow's own conversion clips at 255
                 levels = (np.asarray(image, np.float32) / 257).round().clip(0, 255)

@@ -272,6 +272,16 @@ def test_the_judge_rejects_a_ragged_shape():
         assert data.judge(image) is None
 
 
+def test_the_judge_rejects_an_outline_that_is_there_but_pale_in_places():
+    accepted = 0
+    for shape in data.SHAPES:
+        for pair in ([("red", shape, 0.5, 0.5, 0.3)], [("blue", shape, 0.3, 0.27, 0.19), ("green", "ring", 0.3, 0.73, 0.19)]):
+            image = stage(*pair).astype(int)
+            image[:, ::4] = (image[:, ::4] + data.BACKGROUNDS["black"]) // 2
+            accepted += data.judge(image.astype(np.uint8)) is not None
+    assert accepted <= 3  # of 16
+
+
 def test_the_judge_rejects_merged_shapes():
     for shape, other in product(data.SHAPES[:4], data.SHAPES[4:]):
         same = stage(("red", shape, 0.38, 0.5, 0.19), ("red", other, 0.62, 0.5, 0.19))
@@ -310,8 +320,12 @@ def test_resizing_equals_clips_resize_then_centre_crop(size):
     assert np.array_equal(data.to_pictures(data.to_tensor([image], 32))[0], expected)
 
 
-def test_a_thread_of_a_picture_is_squared_without_scaling_it_whole():
-    thread = Image.new("RGB", (60_000, 1), (9, 8, 7))
+def test_a_thread_of_a_picture_is_squared_without_scaling_it_whole(monkeypatch):
+    thread, resize, sizes = Image.new("RGB", (60_000, 1), (9, 8, 7)), Image.Image.resize, []
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *a, **k: sizes.append(tuple(size)) or resize(image, (256, 256)))
+    data.to_tensor([thread], 256)
+    assert sizes == [(256, 256)]
+    monkeypatch.undo()
     assert (data.to_pictures(data.to_tensor([thread], 256)) == (9, 8, 7)).all()
 
 
@@ -441,7 +455,7 @@ def test_a_folder_holds_out_a_twentieth_that_stays_held_out_as_it_grows(tmp_path
     assert not set(train.sources) & set(held_out.sources) and len(train) + len(held_out) == 120
     assert 1 <= len(held_out) <= 14
     for i in range(120, 160):
-        picture(tmp_path / "red" / f"{i}.png", i)
+        picture(tmp_path / "blue" / f"{i}.png", i)
     assert set(held_out.sources) <= set(data.load(str(tmp_path), 4, "held-out").sources)
     assert len(data.load(str(tmp_path), 4, count=7)) == 7
 
@@ -499,6 +513,7 @@ def test_a_folder_too_large_to_cache_is_decoded_by_the_batch_and_outlives_broken
     for _ in range(2):
         levels = data.to_pictures(dataset.batch(range(4)))[:, 0, 0, 0].tolist()
         assert set(levels) == {0, 30} and len(dataset.skipped) == 3
+        assert set(dataset.sources) == {"red/0.png", "red/3.png"}  # a stand-in brings its own caption
     picture(tmp_path / "red" / "0.png", 99)
     assert 99 in data.to_pictures(dataset.batch(range(4)))[:, 0, 0, 0]
     for file in (tmp_path / "red").iterdir():

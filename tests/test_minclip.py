@@ -982,6 +982,8 @@ def test_the_shapes_of_every_published_model_fit(name, vision, text, embed, laye
         model = CLIP(config)
     minclip.pretrained.fit(model, weights)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    head_widths = {"ViT-H-14": 80, "ViT-g-14": 88, "ViT-bigG-14": 104}  # in open_clip's configs; OpenAI's are all 64
+    assert vision / config.vision_heads == head_widths.get(name, 64) and text / config.text_heads == 64
     presets = {"ViT-B-32": CLIPConfig.vit_b_32, "ViT-B-16": CLIPConfig.vit_b_16, "ViT-L-14": CLIPConfig.vit_l_14,
                "ViT-L-14-336": CLIPConfig.vit_l_14_336}
     if name in presets:

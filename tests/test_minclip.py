@@ -901,6 +901,14 @@ def test_a_hugging_face_config_that_we_cannot_follow_is_refused(text, reason, tm
         minclip.load(tmp_path)
 
 
+def test_a_hugging_face_config_leaves_out_what_equals_the_librarys_defaults_and_its_older_form_wins():
+    sizes, chosen = minclip.pretrained.hugging_face_choices({})
+    assert sizes == {"vision_width": 768, "vision_layers": 12, "text_width": 512, "text_layers": 12}
+    assert chosen == {"vision_heads": 12, "text_heads": 8, "activation": "quick_gelu"}
+    both = {"text_config": {"num_attention_heads": 8}, "text_config_dict": {"num_attention_heads": 16}, "vision_config_dict": None}
+    assert minclip.pretrained.hugging_face_choices(both)[1]["text_heads"] == 16
+
+
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_the_library_transformers_saves_what_we_load_and_computes_what_we_compute(activation, tmp_path):
     transformers = pytest.importorskip("transformers")

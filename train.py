@@ -64,10 +64,10 @@ class VQGANRecipe:
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 1150  # optimiser steps
+    steps: int = 1080  # optimiser steps
     batch_size: int = 48  # captioned images a step
-    learning_rate: float = 1e-2  # highest, after the warm-up
-    outer_rate: float = 0.3  # of it for embeddings, heads, gains and biases
+    learning_rate: float = 4e-3  # highest, after the warm-up
+    outer_rate: float = 1.0  # of it for embeddings, heads, gains and biases
     weight_decay: float = 0.05  # of the matrices
     caption_dropout: float = 0.1  # share of captions replaced by the empty one, for guidance; 1 trains without captions
 

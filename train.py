@@ -42,7 +42,7 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    steps: int = 480  # optimiser steps
+    steps: int = 420  # optimiser steps
     batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
     learning_rate: float = 1e-2  # highest, after the warm-up
     outer_rate: float = 0.1  # of it for embeddings, gains and biases
@@ -52,7 +52,7 @@ class CLIPRecipe:
 
 @dataclass(frozen=True)
 class VQGANRecipe:
-    steps: int = 2000  # optimiser steps
+    steps: int = 1700  # optimiser steps
     batch_size: int = 16  # images a step
     learning_rate: float = 5e-3  # highest, after the warm-up
     outer_rate: float = 1.0  # of it for the codebook, the first and last layers, gains and biases
@@ -64,7 +64,7 @@ class VQGANRecipe:
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 1080  # optimiser steps
+    steps: int = 1000  # optimiser steps
     batch_size: int = 48  # captioned images a step
     learning_rate: float = 4e-3  # highest, after the warm-up
     outer_rate: float = 1.0  # of it for embeddings, heads, gains and biases

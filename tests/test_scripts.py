@@ -1,6 +1,8 @@
 """train.py and sample.py from outside: end to end on tiny models, killed, resumed, given nonsense."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import pickle
@@ -40,12 +42,19 @@ def run(script: str, *words, ok: bool = True) -> subprocess.CompletedProcess:
 
 
 def refused(script: str, *words) -> str:
-    """Run a command that must fail, and return its one line."""
-    result = run(script, *words, ok=False)
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    """Run a command that must fail, as the script itself would, and return its one line."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as exit:
+        sample.one_line_errors(lambda: {"train": train, "sample": sample}[script].main([*map(str, words)]))
+    lines = errors.getvalue().strip().splitlines()
+    assert exit.value.code == 2 and len(lines) == 1, (exit.value.code, lines)
     return lines[0]
+
+
+@pytest.mark.parametrize("script, words", [("train", ["clip", "--steps", "0"]), ("sample", ["reconstruct", "nothing.png"])])
+def test_the_scripts_end_bad_input_with_one_line_and_exit_code_2(script, words, tmp_path):
+    result = run(script, *words, "--run", tmp_path, ok=False)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and result.stdout == ""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +154,7 @@ def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):
 def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
     place = tmp_path / "run"
     for model, options in TINY.items():
-        train.main([model, "--run", str(place), "--steps", "1", "--device", "cpu", *options.split()])
+        train.main([model, "--run", str(place), "--steps", "1", "--overfit", "--device", "cpu", *options.split()])
     sampled(place, "score", "--count", 16, "--draws", 2, "--rerank", 2)
     printed = capsys.readouterr().out
     for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked"):
@@ -341,7 +350,8 @@ def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(publishe
     (tmp_path / "config.json").write_text((published / "clip" / "config.json").read_text())
     (tmp_path / "model.bin").write_bytes((published / "clip" / "pytorch_model.bin").read_bytes())
     words = ["classify", folder / "1.png", "--labels", "the", "--clip", tmp_path / "model.bin", "--run", trained]
-    assert "knows 524 tokens" in refused("sample", *words) and "--merges" in refused("sample", *words)
-    run("sample", *words, "--merges", published / "clip" / "merges.txt")
+    line = refused("sample", *words)
+    assert "knows 524 tokens" in line and "--merges" in line
+    sample.main([*map(str, words), "--merges", str(published / "clip" / "merges.txt"), "--out", str(tmp_path / "out")])
     line = refused("sample", "dalle", "a", "--dalle", published / "1.3B", "--vqgan", trained / "vqgan.pt", "--run", trained)
     assert "draws in 96 codes" in line and "name the right --vqgan" in line

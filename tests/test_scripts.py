@@ -343,7 +343,7 @@ def test_drawing_defaults_are_minDALL_Es_for_minDALL_E_and_what_is_typed_always_
     theirs = sample.drawing_options(words, sample.Models(trained, "cpu", dalle=published / "1.3B"))
     ours = sample.drawing_options(words, sample.Models(trained, "cpu"))
     assert theirs == {"temperature": 0.3, "top_k": 256, "top_p": 1.0, "guidance": 1.0}
-    assert ours == {"temperature": 0.3, "top_k": 0, "top_p": 1.0, "guidance": 1.5}
+    assert ours == {"temperature": 0.3, "top_k": 2, "top_p": 1.0, "guidance": 1.5}
 
 
 def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):

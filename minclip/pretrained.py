@@ -241,15 +241,16 @@ def hugging_face_choices(content: dict) -> tuple[dict, dict]:
 
 # `fit` and `describe` have twins in the other two packages' pretrained.py.
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights into a model whose parameters are on the meta device, as they are: a file's mapped pages are not copied.
+    """Put weights as they are into a model built on the meta device: a file's mapped pages are not copied.
 
     Raises ValueError with the name of a tensor that is missing, one too many, or of another shape.
     """
     expected = model.state_dict()
+    common = [name for name in expected if name in weights]
     misfits = {
         "is missing": [name for name in expected if name not in weights],
         "is one too many": [name for name in weights if name not in expected],
-        "has another shape": [name for name in expected if name in weights and weights[name].shape != expected[name].shape],
+        "has another shape": [name for name in common if weights[name].shape != expected[name].shape],
     }
     for what, names in misfits.items():
         if names:

@@ -109,11 +109,11 @@ class Models:
         return content if isinstance(content, dict) and content.get("kind") == name else {}
 
     def clip_tokenizer(self) -> minclip.Tokenizer:
-        """Return CLIP's tokenizer: --merges, or what lies beside published weights, or the run's own."""
+        """Return CLIP's tokenizer: --merges, or what lies beside a --clip, or the run's own."""
         clip, path = self.get("clip"), self.files["clip"]
         if "clip_tokenizer" not in self.loaded:
             folder = path if path.is_dir() else path.parent
-            beside = any((folder / name).exists() for name in minclip.tokenizer.FILES)
+            beside = folder != self.run and any((folder / name).exists() for name in minclip.tokenizer.FILES)
             tokenizer = minclip.Tokenizer.load(self.merges or folder) if self.merges or beside else self.get("tokenizer")
             if tokenizer.vocab_size != clip.config.vocab_size:
                 raise ValueError(f"{path} knows {clip.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
@@ -481,7 +481,7 @@ def zero_shot(models: Models, images: Tensor, captions: list[str], seed: int) ->
 def score(args: argparse.Namespace, models: Models) -> None:
     """Measure what a run learned of the shapes world, beside the judge's ceiling on true pictures of each split."""
     vqgan, count = models.get("vqgan"), args.count
-    trained_on = torch.load(models.files["vqgan"], weights_only=True, mmap=True).get("data", "shapes")
+    trained_on = models.marks("vqgan").get("data", "other pictures")
     if trained_on != "shapes":
         raise ValueError(f"{models.files['vqgan']} was trained on {trained_on}: score needs a run over the shapes world")
     scores = {}

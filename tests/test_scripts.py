@@ -26,6 +26,7 @@ import test_minclip
 import test_mindalle
 import test_minvqgan
 import train
+from minclip import Tokenizer
 
 TINY = {
     "clip": "--vision-width 32 --vision-layers 1 --text-width 32 --text-layers 1 --batch-size 16",
@@ -344,6 +345,12 @@ def test_drawing_defaults_are_minDALL_Es_for_minDALL_E_and_what_is_typed_always_
     ours = sample.drawing_options(words, sample.Models(trained, "cpu"))
     assert theirs == {"temperature": 0.3, "top_k": 256, "top_p": 1.0, "guidance": 1.0}
     assert ours == {"temperature": 0.3, "top_k": 2, "top_p": 1.0, "guidance": 1.5}
+
+
+def test_a_tokenizer_that_is_named_takes_the_place_of_the_runs_own(trained, folder, tmp_path):
+    Tokenizer([]).save(tmp_path / "other.json")
+    words = ["classify", folder / "1.png", "--labels", "one", "--run", trained, "--tokenizer", tmp_path / "other.json"]
+    assert "the tokenizer 514" in refused("sample", *words)
 
 
 def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):

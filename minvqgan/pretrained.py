@@ -141,6 +141,7 @@ def locate(path: str | PathLike) -> Path:
     raise ValueError(f"{path} holds no {', '.join(FILES)}: name the file of weights itself")
 
 
+# `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` in both other packages'.
 class ModelCheckpoint:
     """Stand in for the class of this name that old Lightning files mention: it holds nothing and does nothing."""
 
@@ -148,7 +149,6 @@ class ModelCheckpoint:
 ModelCheckpoint.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
 
 
-# `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` in both other packages'.
 def read(path: str | PathLike) -> Any:
     """Read a file of tensors and plain values onto the CPU; one that asks to run any code is refused, by its name."""
     try:

@@ -11,12 +11,12 @@ import torch
 
 
 def noise(name: str, shape) -> np.ndarray:
-    """float64 standard normals, seeded by crc32 of the name."""
+    """Draw standard normals of a shape, float64, seeded by crc32 of the name."""
     return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
 
 
 def fill(name: str, shape) -> torch.Tensor:
-    """float32 weights for the ORIGINAL key `name` with the ORIGINAL shape.
+    """Return float32 weights for the published key `name` with its published shape.
 
     logit_scale (any shape)   ln(1/0.07)          logit_bias (any shape)   -10
     two or more dimensions    noise / sqrt(prod(shape[1:]))    (matrices, convolutions, embeddings, projections alike)
@@ -39,17 +39,17 @@ def fill(name: str, shape) -> torch.Tensor:
 
 
 def image(seed: int, b: int, side: int) -> torch.Tensor:
-    """(b 3 side side) float32, uniform in [-1, 1)."""
+    """Draw images (b 3 side side) float32, uniform in [-1, 1)."""
     return torch.from_numpy((np.random.RandomState(seed).random_sample((b, 3, side, side)) * 2 - 1).astype(np.float32))
 
 
 def ids(seed: int, b: int, t: int, vocab: int) -> torch.Tensor:
-    """(b t) int64, uniform in [0, vocab)."""
+    """Draw tokens or codes (b t) int64, uniform in [0, vocab)."""
     return torch.from_numpy(np.floor(np.random.RandomState(seed).random_sample((b, t)) * vocab).astype(np.int64))
 
 
 def clip_ids(seed: int, b: int, t: int, vocab: int) -> torch.Tensor:
-    """(b t) int64: start = vocab - 2, words in [1, vocab - 3], end = vocab - 1, then zeros; row i has 1 + (3 i + 2) % (t - 2) words.
+    """Draw captions (b t) int64: start = vocab - 2, words in [1, vocab - 3], end = vocab - 1, then zeros; row i has 1 + (3 i + 2) % (t - 2) words.
 
     No word is 0, start or end, so the end token is unique and the padding is recognisable.
     """
@@ -61,14 +61,6 @@ def clip_ids(seed: int, b: int, t: int, vocab: int) -> torch.Tensor:
         out[i, 1:n + 1] = words[i, :n]
         out[i, n + 1] = vocab - 1
     return out
-
-
-def fill_(module: torch.nn.Module, only=None) -> None:
-    """Replace every floating tensor of the module's state dict in place."""
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point() and (only is None or only(name)):
-                tensor.copy_(fill(name, tensor.shape))
 
 
 def probe(x: torch.Tensor) -> float:

@@ -55,7 +55,7 @@ def test_a_package_neither_prints_nor_seeds_nor_parses_arguments(package):
 def source_of(package: str, name: str, file: str = "layers.py") -> str:
     source = (ROOT / package / file).read_text(encoding="utf-8")
     return next(ast.get_source_segment(source, node) for node in ast.parse(source).body
-                if isinstance(node, ast.FunctionDef) and node.name == name)
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name)
 
 
 def test_the_twins_called_attend_are_equal_to_the_letter():
@@ -67,8 +67,9 @@ def test_the_twins_that_fit_weights_are_equal_to_the_letter(name):
     assert len({source_of(package, name, "pretrained.py") for package in PACKAGES}) == 1
 
 
-def test_the_twins_that_read_a_checkpoint_are_equal_to_the_letter():
-    assert source_of("minvqgan", "read", "pretrained.py") == source_of("mindalle", "read", "pretrained.py")
+@pytest.mark.parametrize("name", ["ModelCheckpoint", "read"])
+def test_the_twins_that_read_a_checkpoint_are_equal_to_the_letter(name):
+    assert source_of("minvqgan", name, "pretrained.py") == source_of("mindalle", name, "pretrained.py")
 
 
 def test_the_top_level_holds_what_the_layout_names_and_nothing_else():

@@ -28,6 +28,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -42,17 +43,18 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    steps: int = 420  # optimiser steps
+    steps: int = 1400  # optimiser steps
     batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
     learning_rate: float = 1e-2  # highest, after the warm-up
     outer_rate: float = 0.1  # of it for embeddings, gains and biases
     weight_decay: float = 0.1  # of the matrices
+    look_alikes: float = 0.3  # share of the training after which a batch holds captions that are hard to tell apart; 1: never
     accumulate: int = 1  # embed the batch in this many chunks, one at a time in memory: same gradients
 
 
 @dataclass(frozen=True)
 class VQGANRecipe:
-    steps: int = 1700  # optimiser steps
+    steps: int = 1800  # optimiser steps
     batch_size: int = 16  # images a step
     learning_rate: float = 5e-3  # highest, after the warm-up
     outer_rate: float = 1.0  # of it for the codebook, the first and last layers, gains and biases
@@ -64,7 +66,7 @@ class VQGANRecipe:
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 1000  # optimiser steps
+    steps: int = 2400  # optimiser steps
     batch_size: int = 48  # captioned images a step
     learning_rate: float = 4e-3  # highest, after the warm-up
     outer_rate: float = 1.0  # of it for embeddings, heads, gains and biases
@@ -77,9 +79,9 @@ NORMED_SILU = 0.6  # root of the mean square of silu(x), x normal: what an untra
 
 # name -> config, recipe, share of --minutes when all three are trained, config fields that other parts of the run decide
 MODELS = {
-    "clip": (CLIPConfig, CLIPRecipe, 0.2, ()),
+    "clip": (CLIPConfig, CLIPRecipe, 0.15, ()),
     "vqgan": (VQGANConfig, VQGANRecipe, 0.35, ()),
-    "dalle": (DALLEConfig, DALLERecipe, 0.45, ("text_vocab", "image_vocab", "text_length", "grid")),
+    "dalle": (DALLEConfig, DALLERecipe, 0.5, ("text_vocab", "image_vocab", "text_length", "grid")),
 }
 
 
@@ -92,14 +94,19 @@ def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
     length = run.given.get("context_length") or fitting_length(tokenizer, images)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, context_length=length)
     check_lengths(tokenizer, images, length)
+    texts = tokenizer.encode([captions[0] for captions in images.captions], length)          # (images t)
 
     model = CLIP(config).to(run.device)
-    optimiser = Muon(model, [model.image_encoder.transformer, model.text_encoder.transformer], recipe.learning_rate,
-                     recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
+    inside = [model.image_encoder.transformer, model.text_encoder.transformer]
+    if config.stem_width:
+        inside.append(model.image_encoder.patch_embedding[1:])
+    optimiser = Muon(model, inside, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
     loop = Loop(run, "clip", config, recipe, model=model, optimiser=optimiser)
     loop.expected = math.log(recipe.batch_size), f"ln {recipe.batch_size}, the loss of a guess among the batch"
     for _ in loop:
         indices = loop.batch(len(images), recipe.batch_size)
+        if loop.progress() >= recipe.look_alikes and not run.args.overfit and len(images) >= recipe.batch_size:
+            indices = look_alikes(texts, recipe.batch_size)
         pixels = images.batch(indices).to(run.device)                                       # (b 3 h w)
         ids = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)                # (b t)
 
@@ -199,7 +206,7 @@ class Muon(torch.optim.AdamW):
         inside = set(map(id, matrices))
         outer = [p for p in model.parameters() if id(p) not in inside]
         super().__init__([
-            {"params": matrices, "rate": lr, "weight_decay": weight_decay, "orthogonal": True},
+            {"params": matrices, "rate": lr, "weight_decay": weight_decay},
             {"params": [p for p in outer if p.ndim > 1], "rate": lr * outer_rate, "weight_decay": weight_decay},
             # gains and biases have nothing to gain from being small; a temperature, alone, has far to go
             {"params": [p for p in outer if p.ndim == 1], "rate": lr * outer_rate, "weight_decay": 0.0},
@@ -208,33 +215,58 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if "orthogonal" in group and p.grad is not None:
-                    state = self.state[p]
-                    if not state:  # AdamW, when restored, looks for a step in every state
-                        state.update(momentum=torch.zeros_like(p), step=torch.zeros(()))
-                    state["momentum"].lerp_(p.grad, 0.05)
-                    update = orthogonalise(p.grad.lerp(state["momentum"], 0.95).flatten(1))  # (out, in · k · k)
-                    length = 0.2 * max(update.shape) ** 0.5
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.view(p.shape), alpha=-group["lr"] * length)
-                    p.grad = None  # has been used; AdamW passes over what has no gradient
+        group, alike = self.param_groups[0], {}
+        for p in group["params"]:
+            if p.grad is not None:
+                state = self.state[p]
+                if not state:  # AdamW, when restored, looks for a step in every state
+                    state.update(momentum=torch.zeros_like(p), step=torch.zeros(()))
+                state["momentum"].lerp_(p.grad, 0.05)
+                p.grad.lerp_(state["momentum"], 0.95)
+                alike.setdefault(p.shape, []).append(p)
+        for matrices in alike.values():  # all of one shape at once: many small products cost more than one large
+            updates = orthogonalise(torch.stack([p.grad.flatten(1) for p in matrices]))  # (k out in)
+            length = 0.2 * max(updates.shape[1:]) ** 0.5
+            for p, update in zip(matrices, updates):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view(p.shape), alpha=-group["lr"] * length)
+                p.grad = None  # has been used; AdamW passes over what has no gradient
         super().step()
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """Bring all singular values near 1, (m n) -> (m n), by five steps of an odd polynomial of the matrix.
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Bring all singular values near 1, (k m n) -> (k m n), by five steps of an odd polynomial of each matrix.
 
-    As X = U S V', a X + b (XX')X + c (XX')²X = U (a S + b S³ + c S⁵) V': no decomposition is needed.
+    As X = U S V', (a + b XX' + c (XX')²) X = U (a S + b S³ + c S⁵) V': no decomposition is needed. The five brackets
+    are multiplied up first, since XX' is smaller than X.
     """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.mT  # the smaller product
-    x = x / (x.norm() + 1e-7)
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    square, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)
+    product = one
     for _ in range(5):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        bracket = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+        product = bracket @ product
+        square = bracket @ square @ bracket  # of the X to come
+    x = product @ x
     return x if wide else x.mT
+
+
+def look_alikes(texts: Tensor, batch_size: int, group: int = 32) -> Tensor:
+    """Draw a batch in groups, each a caption and others that share most of its tokens: texts (n t) -> indices (b).
+
+    Among captions drawn evenly, colours and places tell each from all others: the loss is near zero before a star is told
+    from a cross. It has to be learned from captions that differ in nothing else.
+    """
+    pool = torch.randperm(len(texts))[: 2**14]  # bounded: a step costs the same on a data set of any size
+    group = min(group, batch_size)
+    first = pool[: math.ceil(batch_size / group)]                                            # (k)
+    said = F.one_hot(texts[first], int(texts.max()) + 1).amax(dim=1)                         # (k v) which tokens
+    shared = said[:, texts[pool]].sum(dim=-1) + torch.rand(len(first), len(pool))            # (k n) ties fall by chance
+    shared[(rearrange(texts[first], "k t -> k 1 t") == texts[pool]).all(dim=-1)] = -1  # its own copies teach nothing
+    others = pool[shared.topk(group - 1).indices]                                            # (k group-1)
+    return torch.cat([rearrange(first, "k -> k 1"), others], dim=1).flatten()[:batch_size]
 
 
 def fitting_length(tokenizer: Tokenizer, images: data.Dataset) -> int:
@@ -316,9 +348,11 @@ class Loop:
         return torch.randperm(count)[:batch_size] if count >= batch_size else torch.randint(count, (batch_size,))
 
     def progress(self) -> float:
-        """Return how much of the training is done, in [0, 1]: of its steps or its minutes, whichever is more."""
+        """Return how much of the training is done, from 0 to 1: of its minutes, its steps, or whichever is more if both were typed."""
         minutes = self.run.minutes[self.name]
-        return max(self.step / self.recipe.steps, self.seconds / (60 * minutes) if minutes else 0.0)
+        by_minutes = self.seconds / (60 * minutes) if minutes else 0.0
+        by_steps = 0.0 if minutes and "steps" not in self.run.given else self.step / self.recipe.steps
+        return max(by_minutes, by_steps)
 
     def __iter__(self):
         def stop(*_):
@@ -467,7 +501,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("model", nargs="?", choices=list(MODELS), help="the model to train; all three when left out")
     parser.add_argument("--data", default="shapes", help="'shapes', or a folder of captioned images (default: shapes)")
     parser.add_argument("--run", help="folder of the run (default: runs/ and the name of the data)")
-    parser.add_argument("--minutes", type=float, help="end after this time, or after --steps if that is sooner")
+    parser.add_argument("--minutes", type=float, help="end after this time instead of the recipe's steps; with --steps, at whichever is sooner")
     parser.add_argument("--resume", action="store_true", help="go on where the run's checkpoints end")
     parser.add_argument("--overfit", action="store_true", help="train on one batch over and over: the loss must go to almost nothing")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")

@@ -1,4 +1,4 @@
-"""The parts of both encoders of CLIP: attention, the MLP, the block, and the stack of blocks.
+"""The parts of both encoders of CLIP: attention, the MLP, the block, the stack of blocks, and a stem for pictures.
 
     x (b n d) ──┬── LayerNorm ─ Attention ──(+)──┬── LayerNorm ─ MLP ──(+)──▶ (b n d)      one Block
                 └────────────────────────────┘   └──────────────────────┘
@@ -18,9 +18,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     q (b k i e), k and v (b k j e), mask boolean (i j), True where i may look at j  ->  (b k i e)
     """
-    scores = q @ rearrange(k, "b k j e -> b k e j") * q.shape[-1] ** -0.5  # (b k i j)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j e -> b k e j")  # (b k i j)
+    if mask is not None:  # added, since filling in costs a copy of the scores, and another of their gradient
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
@@ -98,3 +98,15 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return x
+
+
+def convolutional_stem(channels: int, width: int, patch_size: int) -> nn.Sequential:
+    """Halve a picture by 3x3 convolutions until a patch is one position: (b 3 h w) -> (b d h/p w/p) [Xiao et al. 2021].
+
+    One convolution as large as a patch must learn a corner anew for each place that it can have within the patch.
+    """
+    sizes = [3] + [channels] * (patch_size.bit_length() - 2) + [width]  # p = 2^k: k convolutions
+    layers = []
+    for before, after in zip(sizes, sizes[1:]):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+    return nn.Sequential(*layers[:-2])  # the encoder has a LayerNorm of its own next

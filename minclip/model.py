@@ -7,7 +7,7 @@
 The image encoder is a Vision Transformer with one more LayerNorm before its blocks, the text encoder a GPT-2.
 Module by module this is the published model, so that its weights load by renaming.
 
-Where we depart: images come in [-1, 1] and are normalised inside; the blocks of both encoders start alike (in
+Where we depart: the toy cuts its patches by a few small convolutions, not one large one; images come in [-1, 1] and are normalised inside; the blocks of both encoders start alike (in
 OpenAI's code only the text's do so, the image's are left to PyTorch); captions may come with less padding.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .layers import ACTIVATIONS, Transformer
+from .layers import ACTIVATIONS, Transformer, convolutional_stem
 
 MAX_LOGIT_SCALE = math.log(100)  # a larger scale made training unstable [CLIP sec. 2.5]
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that the published weights were trained on
@@ -32,8 +32,9 @@ class CLIPConfig:
 
     image_size: int = 32            # side of an image in pixels
     patch_size: int = 8             # side of a patch in pixels; half of it makes four times the image tokens
-    vision_width: int = 128         # channels of an image token
-    vision_layers: int = 4          # blocks of the image encoder
+    stem_width: int = 32            # channels inside the convolutional stem; 0 for one large convolution, as published
+    vision_width: int = 64          # channels of an image token
+    vision_layers: int = 2          # blocks of the image encoder
     vision_heads: int = 4           # attention heads of the image encoder
     vision_mlp_ratio: float = 4.0   # width of the image encoder's MLPs, in widths of a token
     text_width: int = 64            # channels of a text token
@@ -42,17 +43,19 @@ class CLIPConfig:
     context_length: int = 16        # most tokens in a caption, its start and end included
     vocab_size: int = 640           # ids of the tokenizer: 512 for bytes, one for each merge, start and end
     embed_dim: int = 128            # dimensions of the space that images and captions share
-    activation: str = "quick_gelu"  # of the MLPs: quick_gelu (OpenAI's weights) or gelu (most of open_clip's)
+    activation: str = "gelu"        # of the MLPs: gelu, which torch computes faster, or quick_gelu (OpenAI's weights)
 
     def __post_init__(self):
         for field in fields(self):
-            if field.type in (int, float) and getattr(self, field.name) < 1:
+            if field.type in (int, float) and field.name != "stem_width" and getattr(self, field.name) < 1:
                 raise ValueError(f"{field.name} is {getattr(self, field.name)}: choose 1 or more")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} does not divide into patches of {self.patch_size}: "
                 "choose a patch_size that divides it"
             )
+        if self.stem_width and self.patch_size not in (2, 4, 8, 16, 32, 64):
+            raise ValueError(f"patch_size {self.patch_size} is no power of 2, and a stem halves: choose stem_width 0")
         for encoder in ("vision", "text"):
             width, heads = getattr(self, f"{encoder}_width"), getattr(self, f"{encoder}_heads")
             if width % heads:
@@ -76,8 +79,9 @@ class CLIPConfig:
     def vit_b_32(cls) -> "CLIPConfig":
         """Return the published ViT-B/32, 151 M parameters."""
         return cls(
-            image_size=224, patch_size=32, vision_width=768, vision_layers=12, vision_heads=12,
+            image_size=224, patch_size=32, stem_width=0, vision_width=768, vision_layers=12, vision_heads=12,
             text_width=512, text_layers=12, text_heads=8, context_length=77, vocab_size=49408, embed_dim=512,
+            activation="quick_gelu",
         )
 
     @classmethod
@@ -89,8 +93,9 @@ class CLIPConfig:
     def vit_l_14(cls) -> "CLIPConfig":
         """Return the published ViT-L/14, 428 M parameters."""
         return cls(
-            image_size=224, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16,
+            image_size=224, patch_size=14, stem_width=0, vision_width=1024, vision_layers=24, vision_heads=16,
             text_width=768, text_layers=12, text_heads=12, context_length=77, vocab_size=49408, embed_dim=768,
+            activation="quick_gelu",
         )
 
     @classmethod
@@ -110,9 +115,10 @@ class ImageEncoder(nn.Module):
         for name, values in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
             self.register_buffer(name, rearrange(torch.tensor(values, device="cpu"), "c -> c 1 1"), persistent=False)
 
-        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
-        fan_in = 3 * config.patch_size**2  # 2, not PyTorch's 0.58: louder patches, and shapes were learned sooner
-        nn.init.normal_(self.patch_embedding.weight, std=2 * fan_in**-0.5)
+        if config.stem_width:
+            self.patch_embedding = convolutional_stem(config.stem_width, width, config.patch_size)
+        else:
+            self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positions = nn.Parameter(width**-0.5 * torch.randn(1 + config.patches, width))
         self.ln_pre = nn.LayerNorm(width)

@@ -169,7 +169,7 @@ def infer(weights: dict[str, Tensor]) -> dict[str, Any]:
     hidden = len(weights["image_encoder.transformer.blocks.0.mlp.expand.bias"])
     vocab_size, text_width = weights["text_encoder.token_embedding.weight"].shape
     return {
-        "image_size": patch * round(patches**0.5), "patch_size": patch,
+        "image_size": patch * round(patches**0.5), "patch_size": patch, "stem_width": 0,
         "vision_width": vision_width, "vision_layers": layers("image_encoder"), "vision_mlp_ratio": hidden / vision_width,
         "text_width": text_width, "text_layers": layers("text_encoder"), "vocab_size": vocab_size,
         "context_length": len(weights["text_encoder.positions"]),

@@ -91,9 +91,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     q (b k i e), k and v (b k j e), mask boolean (i j), True where i may look at j  ->  (b k i e)
     """
-    scores = q @ rearrange(k, "b k j e -> b k e j") * q.shape[-1] ** -0.5  # (b k i j)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j e -> b k e j")  # (b k i j)
+    if mask is not None:  # added, since filling in costs a copy of the scores, and another of their gradient
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 

@@ -29,7 +29,7 @@ class DALLEConfig:
     image_vocab: int = 512  # size of the VQGAN's codebook
     text_length: int = 16  # tokens in a caption, padding included
     grid: int = 8  # side of the grid of codes: an image is grid · grid codes
-    width: int = 192  # channels of a token
+    width: int = 96  # channels of a token
     layers: int = 4  # transformer blocks
     heads: int = 4  # attention heads per block
     attention: str = "full"  # full, row, column, convolutional: one for all layers or a,b,... in turn

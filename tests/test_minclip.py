@@ -21,13 +21,13 @@ from torch import nn
 import minclip
 import recipe
 from minclip import CLIP, CLIPConfig, Tokenizer, normalise
-from minclip.layers import ACTIVATIONS, Block, attend
+from minclip.layers import ACTIVATIONS, Block, attend, convolutional_stem
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
 CAPTIONS = [f"a {colour} {shape} on a black background" for colour in COLOURS for shape in SHAPES]
 SMALL = CLIPConfig(
-    image_size=16, patch_size=8, vision_width=32, vision_layers=2, text_width=32, text_layers=2, embed_dim=16
+    image_size=16, patch_size=8, stem_width=0, vision_width=32, vision_layers=2, text_width=32, text_layers=2, embed_dim=16
 )
 
 
@@ -301,6 +301,16 @@ def test_an_image_is_normalised_patched_and_read_at_the_class_token(images):
     torch.testing.assert_close(seen[0][0, 2], right_of_first + encoder.positions[2], rtol=0, atol=1e-5)
 
 
+def test_a_stem_makes_one_token_of_each_patch_and_looks_beyond_its_edge():
+    for patch in (2, 4, 8):
+        stem = convolutional_stem(16, 24, patch)
+        pixels = torch.randn(1, 3, 16, 16)
+        tokens = stem(pixels)
+        assert tokens.shape == (1, 24, 16 // patch, 16 // patch) and len(stem) == 3 * patch.bit_length() - 5
+        pixels[:, :, patch - 1, patch - 1] += 1  # in the first patch, at the corner where four meet
+        assert (stem(pixels) - tokens)[0, :, 1, 1].abs().max() > 1e-4
+
+
 def text_outputs(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
     """Return what the text encoder knows at every position, (b t d)."""
     seen = []
@@ -362,7 +372,7 @@ def test_forward_normalises_what_encode_does_not(model, images, ids):
 
 
 def test_the_weights_start_at_the_published_scales():
-    model = CLIP(CLIPConfig(vision_width=256, text_width=256))
+    model = CLIP(CLIPConfig(vision_width=256, vision_layers=4, text_width=256))
     text, image = model.text_encoder, model.image_encoder
     block = image.transformer.blocks[0]
     expected = [
@@ -388,7 +398,8 @@ def test_the_model_runs_under_bfloat16_autocast_and_hands_out_float32(model, ima
 
 
 @pytest.mark.parametrize("change, remedy", [
-    ({"patch_size": 5}, "choose a patch_size that divides"), ({"text_heads": 3}, "text_heads 3: choose one"),
+    ({"patch_size": 5}, "choose a patch_size that divides"), ({"image_size": 30, "patch_size": 5}, "choose stem_width 0"),
+    ({"text_heads": 3}, "text_heads 3: choose one"),
     ({"vision_width": 130}, "vision_heads 4: choose one"), ({"activation": "relu"}, "quick_gelu or gelu"),
     ({"text_layers": 0}, "text_layers is 0: choose 1 or more"),
 ])

@@ -84,10 +84,11 @@ def sampled(trained, *words):
 
 def test_orthogonalising_keeps_the_directions_of_a_matrix_and_brings_its_singular_values_near_one():
     u, values, v = torch.linalg.svd(torch.randn(24, 60, generator=torch.Generator().manual_seed(0)), full_matrices=False)
-    for matrix in (u @ torch.diag(values) @ v, (u @ torch.diag(values) @ v).mT):
-        near = train.orthogonalise(matrix)
-        assert ((torch.linalg.svdvals(near) > 0.6) & (torch.linalg.svdvals(near) < 1.3)).all()
-    mixed = u.mT @ train.orthogonalise(u @ torch.diag(values) @ v) @ v.mT
+    matrix = u @ torch.diag(values) @ v
+    for matrices in (torch.stack([matrix, 100 * matrix]), matrix.mT[None]):  # each on its own, whatever its length
+        near = torch.linalg.svdvals(train.orthogonalise(matrices))
+        assert ((near > 0.6) & (near < 1.3)).all()
+    mixed = u.mT @ train.orthogonalise(matrix[None])[0] @ v.mT
     assert (mixed - torch.diag(mixed.diag())).abs().max() < 1e-4
 
 
@@ -109,6 +110,30 @@ def test_muon_moves_hidden_matrices_alone_by_orthogonal_steps_and_all_else_as_ad
         assert torch.allclose(model.get_parameter(name), peer.get_parameter(name), atol=1e-6), name
     step = (model[1].weight - before * (1 - 0.01 * 0.1)) / (0.01 * 0.2 * 8**0.5)
     assert 0.6 < torch.linalg.matrix_norm(step, 2) < 1.3
+
+
+def test_a_batch_of_look_alikes_holds_captions_that_differ_in_little_and_are_not_the_same():
+    torch.manual_seed(0)
+    texts = torch.tensor([[1, colour, shape, place] for colour in (2, 3, 4, 5) for shape in (6, 7, 8, 9) for place in (10, 11)] * 3)
+    batch = texts[train.look_alikes(texts, 20, group=5)]
+    assert batch.shape == (20, 4)
+    for first, *others in batch.split(5):
+        for other in others:
+            assert (other == first).sum() == 3  # one word of three is another, and the start is shared
+    everyone = torch.cat([texts[train.look_alikes(texts, 20, group=5)] for _ in range(50)])
+    assert len(everyone.unique(dim=0)) == 32
+
+
+def test_minutes_without_steps_outlast_the_recipes_steps_and_with_steps_the_sooner_ends_it(folder, tmp_path):
+    def steps_of(*options):
+        run = train.Run(*train.parse(["vqgan", "--data", str(folder), "--run", str(tmp_path), "--device", "cpu", *options]))
+        run.minutes = {"vqgan": run.args.minutes}
+        loop = train.Loop(run, "vqgan", None, train.VQGANRecipe(steps=10), model=torch.nn.Linear(2, 2))
+        loop.step, loop.seconds = 20, 30.0
+        return loop.progress()
+
+    assert steps_of() == 2 and steps_of("--minutes", "1") == 0.5
+    assert steps_of("--minutes", "1", "--steps", "10") == 2 and steps_of("--minutes", "0.1", "--steps", "10") == 5
 
 
 def test_training_leaves_checkpoints_tokenizer_log_and_loss_curves(trained):

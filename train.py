@@ -260,13 +260,15 @@ def look_alikes(texts: Tensor, batch_size: int, group: int = 32) -> Tensor:
     from a cross. It has to be learned from captions that differ in nothing else.
     """
     pool = torch.randperm(len(texts))[: 2**14]  # bounded: a step costs the same on a data set of any size
-    group = min(group, batch_size)
-    first = pool[: math.ceil(batch_size / group)]                                            # (k)
-    said = F.one_hot(texts[first], int(texts.max()) + 1).amax(dim=1)                         # (k v) which tokens
-    shared = said[:, texts[pool]].sum(dim=-1) + torch.rand(len(first), len(pool))            # (k n) ties fall by chance
-    shared[(rearrange(texts[first], "k t -> k 1 t") == texts[pool]).all(dim=-1)] = -1  # its own copies teach nothing
-    others = pool[shared.topk(group - 1).indices]                                            # (k group-1)
-    return torch.cat([rearrange(first, "k -> k 1"), others], dim=1).flatten()[:batch_size]
+    texts, group = texts[pool], min(group, batch_size)                                       # (n t)
+    first = texts[: math.ceil(batch_size / group)]                                           # (k t)
+    said = F.one_hot(first, int(texts.max()) + 1).amax(dim=1).float()                        # (k v) which tokens
+    shared = F.embedding_bag(texts, rearrange(said, "k v -> v k"), mode="sum")               # (n k) how many in common
+    shared += torch.rand(shared.shape)  # ties fall by chance
+    shared[(rearrange(texts, "n t -> n 1 t") == first).all(dim=-1)] = -1  # of copies there is nothing to learn
+    others = shared.topk(group - 1, dim=0).indices                                           # (group-1 k)
+    chosen = torch.cat([torch.arange(len(first)).unsqueeze(0), others])                      # (group k)
+    return pool[rearrange(chosen, "group k -> (k group)")][:batch_size]
 
 
 def fitting_length(tokenizer: Tokenizer, images: data.Dataset) -> int:

@@ -356,7 +356,9 @@ class Dataset:
         self.sources, self.captions, self.skipped = list(sources), captions, []
         self.decode = decode  # source -> uint8 (h w 3), or DataError
         self.fits = 3 * image_size**2 * len(self.sources) <= CACHE_BYTES
-        self._pixels = {}  # index -> uint8 (h w 3), while everything fits
+        # one block, filled as pictures are asked for: thousands of small arrays would lie scattered among a training's large ones
+        self._pixels = np.empty((len(self.sources) if self.fits else 0, image_size, image_size, 3), np.uint8)
+        self._decoded = np.zeros(len(self.sources), bool)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -380,10 +382,11 @@ class Dataset:
                 kept.append(i)
             except DataError as error:
                 self.skipped.append(str(error))
+        self._decoded[: len(kept)] = True
         self.sources, self.captions = [self.sources[i] for i in kept], [self.captions[i] for i in kept]
 
     def _picture(self, i: int) -> np.ndarray:
-        if i in self._pixels:
+        if self._decoded[i]:
             return self._pixels[i]
         for j in (*range(i, len(self)), *range(i)):
             try:
@@ -395,7 +398,7 @@ class Dataset:
             raise DataError(f"none of the {len(self)} images can be read; the first: {self.skipped[0]}")
         self.sources[i], self.captions[i] = self.sources[j], self.captions[j]  # a stand-in stays for good
         if self.fits:
-            self._pixels[i] = picture
+            self._pixels[i], self._decoded[i] = picture, True
         return picture
 
 

@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 def quick_gelu(x: Tensor) -> Tensor:
     """Approximate GELU by x·σ(1.702x) [GELU sec. 2]; OpenAI's weights compute wrongly with any other."""
-    return x * torch.sigmoid(1.702 * x)
+    return F.silu(1.702 * x) / 1.702  # the same, and torch differentiates silu in fewer steps than x times a sigmoid
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}

@@ -100,7 +100,8 @@ def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
     inside = [model.image_encoder.transformer, model.text_encoder.transformer]
     if config.stem_width:
         inside.append(model.image_encoder.patch_embedding[1:])
-    optimiser = Muon(model, inside, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
+    optimiser = Muon(model, inside, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay,
+                     betas=(0.9, 0.98), eps=1e-6)
     loop = Loop(run, "clip", config, recipe, model=model, optimiser=optimiser)
     loop.expected = math.log(recipe.batch_size), f"ln {recipe.batch_size}, the loss of a guess among the batch"
     for _ in loop:
@@ -350,7 +351,9 @@ class Loop:
         return torch.randperm(count)[:batch_size] if count >= batch_size else torch.randint(count, (batch_size,))
 
     def progress(self) -> float:
-        """Return how much of the training is done, from 0 to 1: of its minutes, its steps, or whichever is more if both were typed."""
+        """Return how much of the training is done, from 0 to 1: of the minutes or the steps that were typed, whichever is
+        more, or else of the recipe's steps.
+        """
         minutes = self.run.minutes[self.name]
         by_minutes = self.seconds / (60 * minutes) if minutes else 0.0
         by_steps = 0.0 if minutes and "steps" not in self.run.given else self.step / self.recipe.steps
@@ -503,7 +506,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("model", nargs="?", choices=list(MODELS), help="the model to train; all three when left out")
     parser.add_argument("--data", default="shapes", help="'shapes', or a folder of captioned images (default: shapes)")
     parser.add_argument("--run", help="folder of the run (default: runs/ and the name of the data)")
-    parser.add_argument("--minutes", type=float, help="end after this time instead of the recipe's steps; with --steps, at whichever is sooner")
+    parser.add_argument("--minutes", type=float,
+                        help="end after this time instead of the recipe's steps; with --steps, at whichever is sooner")
     parser.add_argument("--resume", action="store_true", help="go on where the run's checkpoints end")
     parser.add_argument("--overfit", action="store_true", help="train on one batch over and over: the loss must go to almost nothing")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")

@@ -7,8 +7,9 @@
 The image encoder is a Vision Transformer with one more LayerNorm before its blocks, the text encoder a GPT-2.
 Module by module this is the published model, so that its weights load by renaming.
 
-Where we depart: the toy cuts its patches by a few small convolutions, not one large one; images come in [-1, 1] and are normalised inside; the blocks of both encoders start alike (in
-OpenAI's code only the text's do so, the image's are left to PyTorch); captions may come with less padding.
+Where we depart: the toy cuts its patches by a few small convolutions, not one large one; images come in [-1, 1] and
+are normalised inside; the blocks of both encoders start alike (in OpenAI's code only the text's do so, the image's are
+left to PyTorch); captions may come with less padding.
 """
 
 import math
@@ -47,8 +48,9 @@ class CLIPConfig:
 
     def __post_init__(self):
         for field in fields(self):
-            if field.type in (int, float) and field.name != "stem_width" and getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} is {getattr(self, field.name)}: choose 1 or more")
+            least = 0 if field.name == "stem_width" else 1
+            if field.type in (int, float) and getattr(self, field.name) < least:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}: choose {least} or more")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} does not divide into patches of {self.patch_size}: "
@@ -72,7 +74,7 @@ class CLIPConfig:
 
     @classmethod
     def tiny(cls) -> "CLIPConfig":
-        """Return the toy model, 1.5 M parameters: images of 32 pixels and short captions."""
+        """Return the toy model, 0.3 M parameters: images of 32 pixels and short captions."""
         return cls()
 
     @classmethod

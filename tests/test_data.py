@@ -585,3 +585,17 @@ def test_a_truncated_file_is_named(tmp_path):
     (tmp_path / "one.png").write_bytes(whole[:-30])
     with pytest.raises(data.DataError, match="one.png cannot be read as an image"):
         data.read_image(tmp_path / "one.png")
+
+
+def test_a_picture_that_fits_in_memory_is_decoded_once(tmp_path, monkeypatch):
+    for i in range(3):
+        Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a picture")
+    reads, read_image = [], data.read_image
+    monkeypatch.setattr(data, "read_image", lambda path: reads.append(path) or read_image(path))
+    folder, world = data.load(tmp_path, 8), data.load("shapes", 8, count=3)
+    drawn, decode = [], world.decode
+    world.decode = lambda i: drawn.append(i) or decode(i)
+    for dataset in (folder, world):
+        assert torch.equal(dataset.batch([0, 1, 2, 0]), dataset.batch([0, 1, 2, 0]))
+    assert len(reads) == 3 and drawn == [0, 1, 2]

@@ -124,6 +124,17 @@ def test_a_batch_of_look_alikes_holds_captions_that_differ_in_little_and_are_not
     assert len(everyone.unique(dim=0)) == 32
 
 
+def test_clip_turns_to_look_alikes_after_its_share_of_the_training_and_muon_moves_its_stem(folder, tmp_path, monkeypatch):
+    look_alikes, muon, batches, hidden = train.look_alikes, train.Muon, [], []
+    monkeypatch.setattr(train, "look_alikes", lambda *args: batches.append(args) or look_alikes(*args))
+    monkeypatch.setattr(train, "Muon", lambda model, inside, *args, **kwargs: hidden.extend(inside) or muon(model, inside, *args, **kwargs))
+    options = "--steps 4 --look-alikes 0.5 --batch-size 8 --stem-width 8 --device cpu".split()
+    train.main(["clip", "--data", str(folder), "--run", str(tmp_path), *options])
+    assert len(batches) == 2  # of four
+    stem = [weight for part in hidden for weight in part.parameters() if weight.ndim == 4]
+    assert len(stem) == 2  # all three convolutions but the first, which reads pixels
+
+
 def test_minutes_without_steps_outlast_the_recipes_steps_and_with_steps_the_sooner_ends_it(folder, tmp_path):
     def steps_of(*options):
         run = train.Run(*train.parse(["vqgan", "--data", str(folder), "--run", str(tmp_path), "--device", "cpu", *options]))

@@ -1,4 +1,4 @@
-"""The parts of the transformer: who may look at whom, attention with a cache, the block.
+"""The parts of the transformer: who may look at whom, how far apart they are, attention with a cache, the block.
 
 Masks are boolean, True where the query i may look at the key j. They differ in how far back a code looks
 along the codes of its image, in reading order [DALL·E app. B, fig. 11]. What the code Q sees on a grid of 4:
@@ -85,6 +85,30 @@ def attention_mask(kind: str, text_length: int, grid: int, kernel: int) -> Tenso
     return mask[:-1, :-1]
 
 
+def rotations(text_length: int, grid: int, head_width: int) -> Tensor:
+    """Give each position its angles, by which `rotate` turns queries and keys  ->  cosines and sines (2 t+n-1 e/2)
+
+    Half the angles grow with the row, half with the column, each at its own speed, from 1 down to nearly 1/20 a step.
+    Text stands to the left of the first row.
+    """
+    place = torch.arange(text_length + grid**2 - 1, device="cpu") - text_length  # negative: text
+    row, column = place.clamp(min=0) // grid, torch.where(place < 0, place, place % grid)
+    speeds = 20.0 ** -torch.linspace(0, 1, head_width // 4 + 1, device="cpu")[:-1]
+    angles = torch.cat([torch.outer(row, speeds), torch.outer(column, speeds)], dim=1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs of channels of x (... i e) by the angles of its positions (2 i e/2) [RoFormer eq. 34].
+
+    Between a query and a key so turned only the difference of their angles is left: a head that has learned to look at
+    the code above does so everywhere. By learned positions alone it must learn that anew for each place of the grid.
+    """
+    cos, sin = rotation.to(x.dtype)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
 # `attend`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Average the values, each query weighing the keys it may see by softmax(q·k / √e) [Attention is all you need, eq. 1].
@@ -122,7 +146,7 @@ class Cache:
 class Attention(nn.Module):
     """Attend with several heads [Attention is all you need, sec. 3.2.2].
 
-    x (b i d) are the tokens at start, start + 1, ...; a cache adds those read before  ->  (b i d)
+    x (b i d) are the tokens at start, start + 1, ...; a cache adds those read before; rotation is theirs  ->  (b i d)
     """
 
     def __init__(self, width: int, heads: int):
@@ -131,8 +155,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None,
+                start: int = 0) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b i (three k e) -> three b k i e", three=3, k=self.heads)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(start, k, v)                        # (b k j e), j = start + i
         x = attend(q, k, v, mask)                                   # (b k i e)
@@ -161,6 +188,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
-        x = x + self.attention(self.ln_1(x), mask, cache, start)
+    def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None,
+                start: int = 0) -> Tensor:
+        x = x + self.attention(self.ln_1(x), mask, rotation, cache, start)
         return x + self.mlp(self.ln_2(x))

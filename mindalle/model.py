@@ -11,7 +11,9 @@ No token marks the start of the image: the last text position, having read all o
 
 Where we depart from the paper, as minDALL-E does: each of the two vocabularies has its own embedding and
 head, so no logit needs masking; one learned position per code, not one per row plus one per column; padding is
-an ordinary token, not a different one at each position; layers attend in full unless told otherwise.
+an ordinary token, not a different one at each position; layers attend in full unless told otherwise. And as neither of
+them does, unless `rotary` is off: rows and columns turn queries and keys [RoFormer], so that a shape learned in one place
+is known in all.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import KINDS, Block, Cache, attention_mask
+from .layers import KINDS, Block, Cache, attention_mask, rotations
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class DALLEConfig:
     layers: int = 4  # transformer blocks
     heads: int = 4  # attention heads per block
     attention: str = "full"  # full, row, column, convolutional: one for all layers or a,b,... in turn
+    rotary: bool = True  # turn queries and keys by row and column, so that how far apart codes are counts, not where
     kernel: int = 3  # side of the square that convolutional attention sees, odd (the paper: 11)
     text_loss_weight: float = 1 / 8  # share of the text in the loss; the image has the rest
 
@@ -44,6 +47,8 @@ class DALLEConfig:
             raise ValueError(f"text_length is {self.text_length}: make it 2 or more")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide by {self.heads} heads: make it a multiple")
+        if self.rotary and self.width // self.heads % 4:
+            raise ValueError(f"a head is {self.width // self.heads} channels wide: rotary needs a multiple of 4")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}: make it odd, so that it has a centre")
         if not 0 <= self.text_loss_weight <= 1:
@@ -76,7 +81,7 @@ class DALLEConfig:
     @classmethod
     def mindalle_1_3b(cls) -> "DALLEConfig":
         """minDALL-E, 1.3 billion parameters, images of 256 · 256 pixels in 16 · 16 codes."""
-        return cls(16384, 16384, text_length=64, grid=16, width=1536, layers=42, heads=24)
+        return cls(16384, 16384, text_length=64, grid=16, width=1536, layers=42, heads=24, rotary=False)
 
 
 class DALLE(nn.Module):
@@ -93,10 +98,12 @@ class DALLE(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.text_head = nn.Linear(config.width, config.text_vocab, bias=False)
         self.image_head = nn.Linear(config.width, config.image_vocab, bias=False)
-        # Layers of one kind share one mask. Masks follow from the config, so a checkpoint need not hold them.
+        # Layers of one kind share one mask. Masks and angles follow from the config: a checkpoint need not hold them.
         for kind in sorted(set(config.kinds)):
             mask = attention_mask(kind, config.text_length, config.grid, config.kernel)
             self.register_buffer(f"{kind}_mask", mask, persistent=False)
+        angles = rotations(config.text_length, config.grid, config.width // config.heads) if config.rotary else None
+        self.register_buffer("rotation", angles, persistent=False)
         self.initialise()
 
     def initialise(self) -> None:
@@ -128,9 +135,10 @@ class DALLE(nn.Module):
         caches, one per layer, hold the tokens before `start` and take in these.
         """
         end = start + x.shape[1]
+        rotation = None if self.rotation is None else self.rotation[:, start:end]
         for layer, (block, kind) in enumerate(zip(self.blocks, self.config.kinds)):
             mask = self.get_buffer(f"{kind}_mask")[start:end, :end]             # (i j)
-            x = block(x, mask, caches[layer] if caches else None, start)
+            x = block(x, mask, rotation, caches[layer] if caches else None, start)
         return self.norm(x)
 
     def forward(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

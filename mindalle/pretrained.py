@@ -64,7 +64,8 @@ def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, T
             weights[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
     for part, ours in NAMES.items():
         weights = {name.replace(part, ours): tensor for name, tensor in weights.items()}
-    return DALLEConfig(**shape, heads=read_heads(path.with_name("config.yaml"), shape)), weights
+    heads = read_heads(path.with_name("config.yaml"), shape)
+    return DALLEConfig(**shape, heads=heads, rotary=False), weights
 
 
 def read_heads(path: Path, shape: dict[str, int]) -> int:

@@ -3,7 +3,6 @@
     python -m tests.bench                    every row against its peers, on the CPU in fp32
     python -m tests.bench --only sampling    the rows with this in their names; --profile: where a slow one's time goes
     python -m tests.bench --cuda             on a GPU, bf16 autocast; and the 1.3 B shape against the hardware's limits
-    python -m tests.bench --growth           a training step of DALL·E against its sizes, drawn into docs/cost.png
 
 A round times ours, then the peer, for about half a second each. A ratio is the peer's seconds over ours in one
 round: above 1 we are faster. Printed are the median, the least and the most over the rounds. A peer may be missing:
@@ -13,7 +12,6 @@ round: above 1 we are faster. Printed are the median, the least and the most ove
 """
 
 import argparse
-import math
 import subprocess
 import sys
 import tempfile
@@ -22,14 +20,12 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from statistics import median
 from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -40,7 +36,7 @@ from minclip import CLIP, CLIPConfig, contrastive_loss, same_caption
 from minclip.model import PIXEL_MEAN, PIXEL_STD
 from minclip.pretrained import OPENAI_NAMES, rename
 from mindalle import DALLE, DALLEConfig, dalle_loss, generate
-from minvqgan import VQGAN, VQGANConfig, generator_loss
+from minvqgan import VQGAN, VQGANConfig, generator_loss, reconstruction_loss
 from minvqgan.layers import group_norm
 
 from . import recipe
@@ -71,6 +67,20 @@ def repeats(call) -> int:
     """Warm a call up, and count how many of them fill a turn."""
     call()
     return max(1, round(TURN / clock(call)))
+
+
+def settle(device: str, threads: int) -> None:
+    global DEVICE
+    DEVICE = device
+    torch.set_num_threads(threads)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that were in use at once so far."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def autocast():
@@ -316,8 +326,7 @@ def vqgan_diffusers(config: VQGANConfig, b: int):
 
     def peer_loss() -> Tensor:
         out = peer(images)
-        apart = images - out.sample.float()
-        return (apart.abs() + apart.square()).mean() + out.commit_loss
+        return reconstruction_loss(images, out.sample.float()) + out.commit_loss
     return training_step(ours, our_loss), training_step(peer, peer_loss), same
 
 
@@ -328,8 +337,9 @@ def imports():
     return fresh("import torch, minclip, minvqgan, mindalle"), fresh("import torch"), "each in a new process"
 
 
-TOY, B_32 = DALLEConfig(), CLIPConfig.vit_b_32()
-# as large as our toy and built as the published models are, for peers have no stem of small convolutions
+B_32 = CLIPConfig.vit_b_32()
+# as large as our toys and built as the published models are: peers have no angles, and no stem of small convolutions
+TOY = DALLEConfig(rotary=False)
 TOY_CLIP = replace(B_32, **{name: value for name, value in vars(CLIPConfig()).items() if name != "stem_width"})
 ROWS = [  # name, the peer's package, ratio to reach on the CPU (of imports: most milliseconds more), row
     ("CLIP step, toy", "transformers", 1.5, partial(clip_transformers, TOY_CLIP, 128)),
@@ -450,85 +460,6 @@ def against_the_hardware(config: DALLEConfig, b: int) -> None:
               f"{seconds / floor:.2f} times the floor of {floor:.3f} s", flush=True)
 
 
-# ---- Growth ----------------------------------------------------------------------------------------------------------
-
-AXES = {  # what grows -> its values, and the toy and batch with that value
-    "width": ([TOY.width * factor // 2 for factor in (1, 2, 4, 8)],
-              lambda width: (replace(TOY, width=width, heads=width * TOY.heads // TOY.width), 48)),
-    "layers": ((2, 4, 8, 16), lambda layers: (replace(TOY, layers=layers), 48)),
-    "image tokens": ((16, 64, 144, 256), lambda tokens: (replace(TOY, grid=math.isqrt(tokens)), 48)),
-    "batch": ((12, 24, 48, 96), lambda b: (TOY, b)),
-}
-
-
-def alone(function, *args):
-    """Call a function in a new process, whose memory is its own."""
-    with get_context("spawn").Pool(1, settle, (DEVICE, torch.get_num_threads())) as pool:
-        return pool.apply(function, args)
-
-
-def settle(device: str, threads: int) -> None:
-    global DEVICE
-    DEVICE = device
-    torch.set_num_threads(threads)
-
-
-def peak_memory() -> int:
-    """Return the most bytes that were in use at once so far."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def cost(config: DALLEConfig, b: int) -> tuple[float, int, dict]:
-    """Train for a few steps  ->  seconds of the fastest, bytes that they took, operators of one."""
-    before = peak_memory()
-    step = our_dalle(DALLE(config).to(DEVICE), *dalle_inputs(config, b))
-    seconds = min(clock(step) for _ in range(2 + repeats(step)))
-    return seconds, max(1, peak_memory() - before), account(step)  # 1 byte: too few to show
-
-
-def growth() -> None:
-    """Print and draw what a training step costs as the toy grows along each axis, with its operators at each end."""
-    matrix_rate, copy_rate = alone(rates)
-    curves = {}
-    for axis, (values, grown) in AXES.items():
-        for value in values:
-            seconds, memory, rows = alone(cost, *grown(value))
-            floor = sum(row[2] for row in rows.values()) / matrix_rate
-            curves.setdefault(axis, []).append((value, 1e3 * seconds, 1e3 * floor, memory / 2**20))
-            print("{} {}: {:.1f} ms a step, {:.1f} ms of products at the matrix rate, {:.0f} MiB".format(
-                axis, *curves[axis][-1]), flush=True)
-            if value in (values[0], values[-1]):
-                show(rows, seconds, matrix_rate, copy_rate, top=6)
-    draw_curves(curves, "docs/cost.png")
-
-
-def draw_curves(curves: dict[str, list[tuple]], path: str) -> None:
-    """Draw a panel an axis: milliseconds, their floor and memory, on scales of four decades each."""
-    w, h, pad = 300, 260, 40
-    sheet, font = Image.new("RGB", (w * len(curves), h), "white"), ImageFont.load_default(11)
-    pen = ImageDraw.Draw(sheet)
-    for panel, (axis, points) in enumerate(curves.items()):
-        values, *series = zip(*points)
-        left, right, bottom = w * panel + pad, w * (panel + 1) - pad, h - pad
-        pen.rectangle((left, pad, right, bottom), outline="#cccccc")
-        pen.text((left, 8), f"a training step against {axis}", fill="black", font=font)
-        lows = series[1][0] / 2, series[1][0] / 2, series[2][0] / 300  # memory well above the milliseconds
-        looks = ("#2050c0", "{:.0f} ms", "b"), ("#80a0e0", "floor {:.0f} ms", "a"), ("#c05020", "{:.0f} MiB", "b")
-        for numbers, low, (colour, label, side) in zip(series, lows, looks):
-            line = [(left + (right - left) * math.log(value / values[0], values[-1] / values[0]),
-                     bottom - (bottom - pad) * math.log(number / low, 10000)) for value, number in zip(values, numbers)]
-            pen.line(line, fill=colour, width=2)
-            pen.text(line[0], label.format(numbers[0]), fill=colour, font=font, anchor=f"l{side}")
-            pen.text(line[-1], label.format(numbers[-1]), fill=colour, font=font, anchor=f"r{side}")
-        pen.text((left, bottom + 4), str(values[0]), fill="#666666", font=font)
-        pen.text((right, bottom + 4), str(values[-1]), fill="#666666", font=font, anchor="ra")
-    sheet.save(path)
-    print(f"wrote {path}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--cuda", action="store_true", help="run on a GPU under bf16 autocast, and the 1.3 B shape too")
@@ -536,12 +467,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the rows whose name or peer contains this")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
     parser.add_argument("--profile", action="store_true", help="where a row that misses its goal spends its time")
-    parser.add_argument("--growth", action="store_true", help="what a training step of DALL·E costs as it grows")
     args = parser.parse_args()
     settle("cuda" if args.cuda else "cpu", args.threads)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if args.cuda else f'{args.threads} threads'}")
-    if args.growth:
-        return growth()
     for name, package, goal, row in ROWS:
         if args.only in f"{name} {package}":
             run(name, package, goal, row, args.rounds, args.profile)

@@ -19,7 +19,7 @@ from mindalle import (
 )
 from mindalle.generate import decode, guide, keep_top_k, keep_top_p, prefill, sample
 from mindalle.layers import (
-    KINDS, Block, Cache, attend, attention_mask, column_mask, convolutional_mask, row_mask,
+    KINDS, Block, Cache, attend, attention_mask, column_mask, convolutional_mask, rotate, rotations, row_mask,
 )
 from mindalle.pretrained import fit, read, from_mindalle
 from mindalle.tokenizer import split_words
@@ -128,6 +128,26 @@ def test_each_kind_has_its_mask():
         assert attention_mask(kind, 5, 4, 5)[5:, 5:].equal(image[:-1, :-1])
 
 
+def test_once_turned_a_query_and_a_key_know_how_many_rows_and_columns_apart_they_stand_and_no_more():
+    q, k = torch.randn(2, 16, generator=seeded())
+    rotation = rotations(text_length=2, grid=4, head_width=16)                       # (2 17 8)
+    scores = (rotate(q.expand(17, 16), rotation) @ rotate(k.expand(17, 16), rotation).T)[2:, 2:]
+    apart = {}
+    for i in range(15):
+        for j in range(15):
+            apart.setdefault((i // 4 - j // 4, i % 4 - j % 4), []).append(scores[i, j].item())
+    assert all(max(same) - min(same) < 1e-5 for same in apart.values())
+    means = sorted(sum(same) / len(same) for same in apart.values())
+    assert min(b - a for a, b in zip(means, means[1:])) > 1e-4  # all other distances differ
+    assert rotate(q, rotation[:, 5:6]).norm().isclose(q.norm())
+
+
+def test_text_stands_to_the_left_of_the_first_row():
+    cos, sin = rotations(text_length=3, grid=2, head_width=4)                        # (6 2): the row's angle, the column's
+    torch.testing.assert_close(torch.atan2(sin, cos), torch.tensor(
+        [[0, -3], [0, -2], [0, -1], [0, 0], [0, 1], [1, 0]], dtype=torch.float))
+
+
 def test_a_block_equals_torchs_own_pre_norm_layer():
     torch.manual_seed(0)
     ours = Block(16, heads=2)
@@ -193,8 +213,16 @@ def test_the_last_text_position_predicts_the_first_code_whatever_the_codes():
 def test_layers_cycle_through_the_attention_pattern_and_share_masks():
     model = small_model(layers=5, attention="row,column,row")
     assert model.config.kinds == ("row", "column", "row", "row", "column")
-    assert sorted(name for name, _ in model.named_buffers()) == ["column_mask", "row_mask"]
+    assert sorted(name for name, _ in model.named_buffers()) == ["column_mask", "rotation", "row_mask"]
     assert not any("mask" in name for name in model.state_dict())
+
+
+def test_a_model_without_rotary_angles_has_the_same_weights_and_other_predictions():
+    model, (text, codes, _) = small_model(), small_batch()
+    plain = DALLE(DALLEConfig(**SMALL, rotary=False)).eval()
+    plain.load_state_dict(model.state_dict())
+    assert not plain(text, codes)[1].allclose(model(text, codes)[1])
+    assert not DALLEConfig.mindalle_1_3b().rotary
 
 
 def test_first_losses_are_those_of_a_uniform_guess():
@@ -239,7 +267,7 @@ def test_every_parameter_learns_except_the_last_position_that_is_never_read():
 
 
 @pytest.mark.parametrize("nonsense", [
-    dict(width=100, heads=3), dict(kernel=4), dict(attention="full,diagonal"), dict(grid=0),
+    dict(width=100, heads=3), dict(width=36, heads=6), dict(kernel=4), dict(attention="full,diagonal"), dict(grid=0),
     dict(text_length=1), dict(layers=0), dict(text_loss_weight=1.5), dict(attention=""),
 ])
 def test_config_refuses_nonsense(nonsense):
@@ -671,7 +699,7 @@ def publish(folder, name: str = "one head", change=lambda weights: None, yaml: s
 def test_mindalle_computes_what_its_own_code_computes(name, tmp_path):
     facts = PUBLISHED[name]
     model = load(publish(tmp_path, name))
-    assert model.config == DALLEConfig(**facts["sizes"], heads=facts["heads"]) and not model.training
+    assert model.config == DALLEConfig(**facts["sizes"], heads=facts["heads"], rotary=False) and not model.training
     text = recipe.ids(6, 2, model.config.text_length, model.config.text_vocab)
     codes = recipe.ids(7, 2, model.config.image_length, model.config.image_vocab)
     text_logits, image_logits = model(text, codes)
@@ -720,7 +748,7 @@ def test_a_lightning_file_that_names_its_callback_class_loads(tmp_path, monkeypa
     torch.save(checkpoint, tmp_path / "stage2_last.ckpt", _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
     (tmp_path / "config.yaml").write_text(published_yaml(**SMALLEST, heads=1))
-    assert load(tmp_path).config == DALLEConfig(**SMALLEST, heads=1)
+    assert load(tmp_path).config == DALLEConfig(**SMALLEST, heads=1, rotary=False)
     assert not any(name in str(allowed) for allowed in torch.serialization.get_safe_globals())  # only for that one call
 
 

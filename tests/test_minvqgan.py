@@ -464,8 +464,11 @@ def test_bf16_autocast_learns_too_and_keeps_codes_and_their_loss_in_float32(conf
 
 
 def test_reconstruction_loss_is_exact():
-    loss = reconstruction_loss(torch.tensor([0.5, -1.0]), torch.tensor([0.0, 0.0]))
-    assert loss.item() == pytest.approx((0.5 + 0.25 + 1 + 1) / 2)
+    blank, contrasty = torch.full((3, 2, 2), 0.5), torch.tensor([-1.0, 1.0]).expand(3, 2, 2)
+    images = torch.stack([blank, contrasty])
+    off = torch.tensor([0.1, -0.2]).view(2, 1, 1, 1)
+    squares = (1 + 0.3 / 0.01) * 0.1**2, (1 + 0.3 / 1.01) * 0.2**2  # a blank picture's weighs more
+    assert reconstruction_loss(images, images + off).item() == pytest.approx((0.1 + squares[0] + 0.2 + squares[1]) / 2)
 
 
 def test_hinge_losses_are_exact():

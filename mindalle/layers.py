@@ -86,27 +86,28 @@ def attention_mask(kind: str, text_length: int, grid: int, kernel: int) -> Tenso
 
 
 def rotations(text_length: int, grid: int, head_width: int) -> Tensor:
-    """Give each position its angles, by which `rotate` turns queries and keys  ->  cosines and sines (2 t+n-1 e/2)
+    """Give each position its angles, by which `rotate` turns queries and keys  ->  their cosines and sines (t+n-1 e/2 2)
 
-    Half the angles grow with the row, half with the column, each at its own speed, from 1 down to nearly 1/20 a step.
+    Half of the angles grow with the row, half with the column, each at its own speed, from 1 a step down to nearly 1/20.
     Text stands to the left of the first row.
     """
     place = torch.arange(text_length + grid**2 - 1, device="cpu") - text_length  # negative: text
     row, column = place.clamp(min=0) // grid, torch.where(place < 0, place, place % grid)
     speeds = 20.0 ** -torch.linspace(0, 1, head_width // 4 + 1, device="cpu")[:-1]
     angles = torch.cat([torch.outer(row, speeds), torch.outer(column, speeds)], dim=1)
-    return torch.stack([angles.cos(), angles.sin()])
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs of channels of x (... i e) by the angles of its positions (2 i e/2) [RoFormer eq. 34].
+    """Turn each pair of channels of x (b k i e) by an angle of its position (i e/2 2) [RoFormer eq. 34].
 
-    Between a query and a key so turned only the difference of their angles is left: a head that has learned to look at
-    the code above does so everywhere. By learned positions alone it must learn that anew for each place of the grid.
+    A pair is a complex number, and turning it a product. Between a query and a key so turned only the difference of their
+    angles is left: a head that has learned to look at the code above does so everywhere. From learned positions alone it
+    must learn that anew for each place of the grid.
     """
-    cos, sin = rotation.to(x.dtype)
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+    pairs = torch.view_as_complex(rearrange(x.float(), "b k i (c two) -> b k i c two", two=2))
+    turned = torch.view_as_real(pairs * torch.view_as_complex(rotation.float()))
+    return rearrange(turned, "b k i c two -> b k i (c two)").to(x.dtype)
 
 
 # `attend`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.

@@ -135,7 +135,7 @@ class DALLE(nn.Module):
         caches, one per layer, hold the tokens before `start` and take in these.
         """
         end = start + x.shape[1]
-        rotation = None if self.rotation is None else self.rotation[:, start:end]
+        rotation = None if self.rotation is None else self.rotation[start:end]
         for layer, (block, kind) in enumerate(zip(self.blocks, self.config.kinds)):
             mask = self.get_buffer(f"{kind}_mask")[start:end, :end]             # (i j)
             x = block(x, mask, rotation, caches[layer] if caches else None, start)

@@ -130,8 +130,9 @@ def test_each_kind_has_its_mask():
 
 def test_once_turned_a_query_and_a_key_know_how_many_rows_and_columns_apart_they_stand_and_no_more():
     q, k = torch.randn(2, 16, generator=seeded())
-    rotation = rotations(text_length=2, grid=4, head_width=16)                       # (2 17 8)
-    scores = (rotate(q.expand(17, 16), rotation) @ rotate(k.expand(17, 16), rotation).T)[2:, 2:]
+    rotation = rotations(text_length=2, grid=4, head_width=16)                       # (17 8 2)
+    turned_q, turned_k = (rotate(x.expand(1, 1, 17, 16), rotation)[0, 0, 2:] for x in (q, k))
+    scores = turned_q @ turned_k.T                                                   # (15 15)
     apart = {}
     for i in range(15):
         for j in range(15):
@@ -139,11 +140,11 @@ def test_once_turned_a_query_and_a_key_know_how_many_rows_and_columns_apart_they
     assert all(max(same) - min(same) < 1e-5 for same in apart.values())
     means = sorted(sum(same) / len(same) for same in apart.values())
     assert min(b - a for a, b in zip(means, means[1:])) > 1e-4  # all other distances differ
-    assert rotate(q, rotation[:, 5:6]).norm().isclose(q.norm())
+    torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(15))
 
 
 def test_text_stands_to_the_left_of_the_first_row():
-    cos, sin = rotations(text_length=3, grid=2, head_width=4)                        # (6 2): the row's angle, the column's
+    cos, sin = rotations(text_length=3, grid=2, head_width=4).unbind(-1)             # (6 2): the row's angle, the column's
     torch.testing.assert_close(torch.atan2(sin, cos), torch.tensor(
         [[0, -3], [0, -2], [0, -1], [0, 0], [0, 1], [1, 0]], dtype=torch.float))
 

@@ -33,13 +33,13 @@ class CLIPConfig:
 
     image_size: int = 32            # side of an image in pixels
     patch_size: int = 8             # side of a patch in pixels; half of it makes four times the image tokens
-    stem_width: int = 32            # channels inside the convolutional stem; 0 for one large convolution, as published
+    stem_width: int = 48            # channels inside the convolutional stem; 0 for one large convolution, as published
     vision_width: int = 64          # channels of an image token
-    vision_layers: int = 2          # blocks of the image encoder
+    vision_layers: int = 1          # blocks of the image encoder
     vision_heads: int = 4           # attention heads of the image encoder
     vision_mlp_ratio: float = 4.0   # width of the image encoder's MLPs, in widths of a token
     text_width: int = 64            # channels of a text token
-    text_layers: int = 2            # blocks of the text encoder
+    text_layers: int = 1            # blocks of the text encoder
     text_heads: int = 4             # attention heads of the text encoder
     context_length: int = 16        # most tokens in a caption, its start and end included
     vocab_size: int = 640           # ids of the tokenizer: 512 for bytes, one for each merge, start and end

@@ -74,7 +74,7 @@ class CLIPConfig:
 
     @classmethod
     def tiny(cls) -> "CLIPConfig":
-        """Return the toy model, 0.3 M parameters: images of 32 pixels and short captions."""
+        """Return the toy model, 0.2 M parameters: images of 32 pixels and short captions."""
         return cls()
 
     @classmethod

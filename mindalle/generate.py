@@ -8,6 +8,7 @@ Every branch is on a Python number, so the host never waits for the device to te
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from einops import rearrange, repeat
@@ -68,10 +69,39 @@ def prefill(model: DALLE, text: Tensor, codes: Tensor, caches: list[Cache]) -> T
     return model.image_head(model.hidden(x, caches)[:, -1])
 
 
-def decode(model: DALLE, code: Tensor, index: int, caches: list[Cache]) -> Tensor:
-    """Read the code (b 1) that stands at index of the image  ->  logits of the next code (b v)"""
+def decode(model: DALLE, code: Tensor, index: int | Tensor, caches: list[Cache]) -> Tensor:
+    """Read the code (b 1) that stands at index, a number or a tensor (1,), of the image  ->  logits of the next code (b v)"""
     x = model.embed_codes(code, start=index)
     return model.image_head(model.hidden(x, caches, start=model.config.text_length + index)[:, -1])
+
+
+def recorded(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Turn a function of tensors into one that a GPU records at its first call and replays, on new inputs, at all others.
+
+    A step of decoding is hundreds of small kernels, and the host takes longer to launch each than the GPU to run it; a
+    recording is launched as a whole. Every call must do the same, with the same shapes. On other devices nothing is recorded.
+    """
+    inputs, graph, output = [], None, None
+
+    def call(*new: Tensor) -> Tensor:
+        nonlocal inputs, graph, output
+        if not new[0].is_cuda:
+            return step(*new)
+        if graph is None:
+            inputs, graph = [x.clone() for x in new], torch.cuda.CUDAGraph()
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                step(*inputs)  # what libraries allocate at a first call must not be recorded
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph):
+                output = step(*inputs)
+        for x, value in zip(inputs, new):
+            x.copy_(value)
+        graph.replay()
+        return output
+
+    return call
 
 
 @torch.no_grad()
@@ -86,6 +116,7 @@ def generate_steps(
     empty: Tensor | None = None,
     prime: Tensor | None = None,
     generator: torch.Generator | None = None,
+    record: bool = False,
 ) -> Iterator[Tensor]:
     """Draw images for captions (b t), yielding the codes so far (b i) after each code, the prime's included.
 
@@ -95,6 +126,7 @@ def generate_steps(
     empty (t,)    tokens of the empty caption, for guidance
     prime (b r g) the first r rows of the images, kept as they are
     generator     on the model's device
+    record        launch each step on a GPU as a whole; every query then looks through all positions, the future masked
     """
     b, g, n = len(text), model.config.grid, model.config.image_length
     check(b, g, temperature, top_k, top_p, guidance, empty, prime)
@@ -103,6 +135,9 @@ def generate_steps(
     if halves == 2:
         text = torch.cat([text, repeat(empty, "t -> b t", b=b)])                # (2b t)
     caches = [Cache(model.config.length) for _ in model.blocks]
+    step, indices = partial(decode, model, caches=caches), range(n)
+    if record:
+        step, indices = recorded(step), torch.arange(n, device=text.device).split(1)
 
     logits = prefill(model, text, repeat(codes, "b i -> (halves b) i", halves=halves), caches)
     for index in range(codes.shape[1], n):
@@ -112,7 +147,7 @@ def generate_steps(
         codes = torch.cat([codes, code], dim=1)                                 # (b index+1)
         yield codes
         if index < n - 1:
-            logits = decode(model, repeat(code, "b 1 -> (halves b) 1", halves=halves), index, caches)
+            logits = step(repeat(code, "b 1 -> (halves b) 1", halves=halves), indices[index])
 
 
 def generate(model: DALLE, text: Tensor, **options) -> Tensor:

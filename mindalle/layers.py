@@ -122,6 +122,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
+def places(start: int | Tensor, count: int) -> slice | Tensor:
+    """Index `count` positions from start on. A start (1,) on the device stands for itself: the host need not know it."""
+    return slice(start, start + count) if isinstance(start, int) else start
+
+
 class Cache:
     """Keep the keys and values of one layer, so that a new token costs one query, not a sequence.
 
@@ -132,16 +137,16 @@ class Cache:
         self.length = length
         self.keys = self.values = None
 
-    def update(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values (b k i e) at start  ->  views of all so far, (b k start+i e) each."""
+    def update(self, start: int | Tensor, keys: Tensor, values: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        """Write keys and values (b k i e) at start  ->  views of the first `seen` of each, (b k seen e)."""
         if self.keys is None:
             b, k, _, e = keys.shape
-            self.keys = keys.new_empty(b, k, self.length, e)
-            self.values = values.new_empty(b, k, self.length, e)
-        end = start + keys.shape[2]
-        self.keys[:, :, start:end] = keys
-        self.values[:, :, start:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+            self.keys = keys.new_zeros(b, k, self.length, e)  # not empty: even what a mask hides must be finite
+            self.values = values.new_zeros(b, k, self.length, e)
+        where = places(start, keys.shape[2])
+        self.keys[:, :, where] = keys
+        self.values[:, :, where] = values
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
 class Attention(nn.Module):
@@ -157,12 +162,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None,
-                start: int = 0) -> Tensor:
+                start: int | Tensor = 0) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b i (three k e) -> three b k i e", three=3, k=self.heads)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
-            k, v = cache.update(start, k, v)                        # (b k j e), j = start + i
+            k, v = cache.update(start, k, v, seen=mask.shape[1])    # (b k j e)
         x = attend(q, k, v, mask)                                   # (b k i e)
         return self.out(rearrange(x, "b k i e -> b i (k e)"))
 
@@ -190,6 +195,6 @@ class Block(nn.Module):
         self.mlp = MLP(width)
 
     def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None,
-                start: int = 0) -> Tensor:
+                start: int | Tensor = 0) -> Tensor:
         x = x + self.attention(self.ln_1(x), mask, rotation, cache, start)
         return x + self.mlp(self.ln_2(x))

@@ -22,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import KINDS, Block, Cache, attention_mask, rotations
+from .layers import KINDS, Block, Cache, attention_mask, places, rotations
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,21 @@ class DALLE(nn.Module):
             raise ValueError(f"captions have {text.shape[1]} tokens: pad or cut to {self.config.text_length}")
         return self.text_embedding(text) + self.text_positions
 
-    def embed_codes(self, codes: Tensor, start: int = 0) -> Tensor:
+    def embed_codes(self, codes: Tensor, start: int | Tensor = 0) -> Tensor:
         """Turn the codes (b i) that stand at start, start + 1, ... of an image into (b i d)."""
-        return self.image_embedding(codes) + self.image_positions[start : start + codes.shape[1]]
+        return self.image_embedding(codes) + self.image_positions[places(start, codes.shape[1])]
 
-    def hidden(self, x: Tensor, caches: list[Cache] | None = None, start: int = 0) -> Tensor:
+    def hidden(self, x: Tensor, caches: list[Cache] | None = None, start: int | Tensor = 0) -> Tensor:
         """Run the blocks over embedded tokens (b i d), which stand at start, start + 1, ...  ->  (b i d)
 
-        caches, one per layer, hold the tokens before `start` and take in these.
+        caches, one per layer, hold the tokens before `start` and take in these. If start is a tensor, all positions are
+        looked at, the later ones masked: shapes are then the same for every token.
         """
-        end = start + x.shape[1]
-        rotation = None if self.rotation is None else self.rotation[start:end]
+        where = places(start, x.shape[1])
+        end = where.stop if isinstance(where, slice) else self.config.length
+        rotation = None if self.rotation is None else self.rotation[where]
         for layer, (block, kind) in enumerate(zip(self.blocks, self.config.kinds)):
-            mask = self.get_buffer(f"{kind}_mask")[start:end, :end]             # (i j)
+            mask = self.get_buffer(f"{kind}_mask")[where, :end]                 # (i j)
             x = block(x, mask, rotation, caches[layer] if caches else None, start)
         return self.norm(x)
 

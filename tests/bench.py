@@ -454,7 +454,7 @@ def against_the_hardware(config: DALLEConfig, b: int) -> None:
     floor = config.image_length * read / copy_rate
     for many, guidance in ((1, 1.0), (1, 3.0), (16, 1.0), (16, 3.0)):
         text, _ = dalle_inputs(config, many)
-        draw = partial(generate, model, text, guidance=guidance, empty=torch.zeros_like(text[0]))
+        draw = partial(generate, model, text, guidance=guidance, empty=torch.zeros_like(text[0]), record=True)
         seconds = min(clock(draw) for _ in range(1 + repeats(draw)))
         print(f"sampling {many} of {config.image_length} tokens, guidance {guidance:g}: {seconds:.3f} s, "
               f"{seconds / floor:.2f} times the floor of {floor:.3f} s", flush=True)

@@ -325,10 +325,11 @@ def test_cached_logits_equal_the_uncached_at_every_position(kind):
     codes = repeat(codes, "b n -> (two b) n", two=2)
     slow = model(text, codes)[1]
     for known in (0, 4, 12):
-        caches = [Cache(model.config.length) for _ in model.blocks]
-        fast = [prefill(model, text, codes[:, :known], caches)]
-        fast += [decode(model, codes[:, i : i + 1], i, caches) for i in range(known, N - 1)]
-        torch.testing.assert_close(torch.stack(fast, dim=1), slow[:, known:])
+        for indices in (range(N), torch.arange(N).split(1)):  # known to the host, or to the device alone
+            caches = [Cache(model.config.length) for _ in model.blocks]
+            fast = [prefill(model, text, codes[:, :known], caches)]
+            fast += [decode(model, codes[:, i : i + 1], indices[i], caches) for i in range(known, N - 1)]
+            torch.testing.assert_close(torch.stack(fast, dim=1), slow[:, known:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -352,6 +353,22 @@ def test_guidance_of_one_equals_no_guidance_bit_for_bit_and_runs_no_second_half(
     assert generate(model, text, guidance=1.0, empty=empty, generator=seeded()).equal(
         generate(model, text, generator=seeded()))
     assert set(sizes) == {3}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_step_draws_the_same_codes(kind):
+    model, (text, codes, empty) = small_model(attention=kind), small_batch()
+    options = dict(guidance=2.0, empty=empty, prime=rearrange(codes[:, :4], "b (r g) -> b r g", g=4))
+    drawn = generate(model, text, **options, generator=seeded())
+    assert generate(model, text, **options, generator=seeded(), record=True).equal(drawn)
+
+
+def test_a_recorded_step_has_the_same_shapes_for_every_code():
+    model, (text, _, _) = small_model(), small_batch()
+    shapes = []
+    model.blocks[0].attention.register_forward_pre_hook(lambda module, inputs: shapes.append([x.shape for x in inputs[:3]]))
+    generate(model, text, record=True)
+    assert len(shapes) == N and all(each == shapes[1] for each in shapes[1:])
 
 
 def test_guidance_runs_from_the_empty_caption_through_the_given_one():

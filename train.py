@@ -264,7 +264,7 @@ def look_alikes(texts: Tensor, batch_size: int, group: int = 32) -> Tensor:
     texts, group = texts[pool], min(group, batch_size)                                       # (n t)
     first = texts[: math.ceil(batch_size / group)]                                           # (k t)
     said = F.one_hot(first, int(texts.max()) + 1).amax(dim=1).float()                        # (k v) which tokens
-    said = rearrange(said, "k v -> v k").contiguous()  # a view takes embedding_bag 20 times as long
+    said = rearrange(said, "k v -> v k").contiguous()  # of a view embedding_bag reads 20 times as slowly
     shared = F.embedding_bag(texts, said, mode="sum")                                        # (n k) how many in common
     shared += torch.rand(shared.shape)  # ties fall by chance
     shared[(rearrange(texts, "n t -> n 1 t") == first).all(dim=-1)] = -1  # of copies there is nothing to learn

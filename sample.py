@@ -398,8 +398,16 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
     Output(args).write(pictures, entries, columns)
 
 
+def guiding_options(args: argparse.Namespace, models: Models) -> dict:
+    """Return how to guide: what was typed, and for the rest what suits our own CLIP, or a published one as is usual."""
+    defaults = {"steps": 500, "cutouts": 32, "start": "codes", "latent_noise": 0.0}
+    if models.marks("clip"):  # from random codes it is soon content with red blocks, told of a large red circle
+        defaults = {"steps": 100, "cutouts": 16, "start": "blank", "latent_noise": 2.0}
+    return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()}
+
+
 def guide(args: argparse.Namespace, models: Models) -> None:
-    clip, vqgan = models.get("clip"), models.get("vqgan")
+    clip, vqgan, options = models.get("clip"), models.get("vqgan"), guiding_options(args, models)
     prompts = minvqgan.parse_prompts(args.prompt) if args.prompt else []
     if not prompts and not args.image_prompt:
         raise ValueError('guide needs a "PROMPT" or an --image-prompt FILE')
@@ -421,15 +429,16 @@ def guide(args: argparse.Namespace, models: Models) -> None:
 
     generator = torch.Generator(models.device).manual_seed(args.seed)
     frames, values = [], []
-    every = max(1, args.steps // 48)
-    steps = minvqgan.guide(vqgan, score, steps=args.steps, cutouts=args.cutouts, cut_size=clip.config.image_size,
-                           learning_rate=args.lr, init=init, start=args.start, generator=generator)
+    count = options["steps"]
+    every = max(1, count // 48)
+    steps = minvqgan.guide(vqgan, score, cut_size=clip.config.image_size, learning_rate=args.lr, init=init,
+                           generator=generator, **options)
     try:
         for step, images in enumerate(steps):
-            if step % every == 0 or step == args.steps - 1:
+            if step % every == 0 or step == count - 1:
                 frames += to_pil(images)
                 values.append(cosine(images))
-                show_progress(f"guide: step {step + 1} of {args.steps}  cosine {values[-1]:.3f}", step == args.steps - 1)
+                show_progress(f"guide: step {step + 1} of {count}  cosine {values[-1]:.3f}", step == count - 1)
     except KeyboardInterrupt:
         print("\nstopped early: what there is will be written")
     if not frames:
@@ -558,7 +567,7 @@ def finish(run: Path, source: str, device: str, seed: int) -> None:
     main(["reconstruct", *(str(folder / f"{i:04d}.png") for i in range(len(shown))), *common])
     main(["dalle", *(texts[0] for texts in images.captions[:16]), *common])
     if source == "shapes":
-        main(["guide", "a large red circle", "--steps", "200", *common])
+        main(["guide", "a large red circle", *common])
         main(["score", *common])
 
 
@@ -613,10 +622,13 @@ def parser() -> Parser:
     sub = command("guide", "VQGAN+CLIP: change a picture until it matches the prompt")
     sub.add_argument("prompt", nargs="?", metavar="PROMPT", help='"text:weight | text:weight"; negative weights push away')
     sub.add_argument("--init", metavar="IMAGE", help="start from this picture")
-    sub.add_argument("--start", choices=["codes", "noise"], default="codes", help="or from random codes or noise (default: codes)")
+    sub.add_argument("--start", choices=["codes", "noise", "blank"],
+                     help="or from random codes, from noise, or from the mean code everywhere (default: blank, with a published CLIP codes)")
     sub.add_argument("--image-prompt", nargs="+", metavar="FILE", help="pictures to resemble")
-    sub.add_argument("--steps", type=int, default=500, help="(default: 500)")
-    sub.add_argument("--cutouts", type=int, default=32, help="random views CLIP sees a step (default: 32)")
+    sub.add_argument("--steps", type=int, help="(default: 100, with a published CLIP 500)")
+    sub.add_argument("--cutouts", type=int, help="random views CLIP sees a step (default: 16, with a published CLIP 32)")
+    sub.add_argument("--latent-noise", type=float, help="deviation, in those of the codes, of noise on the latents, with which each view "
+                                                        "is drawn on its own (default: 2, with a published CLIP 0)")
     sub.add_argument("--lr", type=float, default=0.1, help="of Adam on the latents (default: 0.1)")
 
     sub = command("score", "every figure of a run over the shapes world")
@@ -629,7 +641,7 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     for name, least in (("n", 1), ("steps", 1), ("cutouts", 1), ("count", 16), ("draws", 1)):
-        if getattr(args, name, least) < least:
+        if getattr(args, name, None) is not None and getattr(args, name) < least:
             raise ValueError(f"{'-' if name == 'n' else '--'}{name} {getattr(args, name)}: choose {least} or more")
     models = Models(args.run, pick_device(args.device), args.preset, clip=args.clip, vqgan=args.vqgan, dalle=args.dalle,
                     tokenizer=args.tokenizer, merges=args.merges)

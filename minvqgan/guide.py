@@ -8,7 +8,9 @@ No network is trained: the latents are the parameters. The score sees many rando
 picture, because what raises CLIP's score of one fixed view is mostly noise that no person would see. A change
 that helps at any place, size and brightness has to be a thing in the picture.
 
-Departure: cutouts are never mirrored, for a prompt may say left or right.
+Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP is pleased by pictures that
+show nothing, however they are cut: by choice each cutout comes from a picture of its own, drawn with noise on the latents.
+What is liked in spite of that is liked for its large traits.
 """
 
 import re
@@ -17,7 +19,7 @@ from typing import Callable, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import einsum, rearrange, repeat
 from torch import Generator, Tensor
 
 from .codebook import straight_through
@@ -118,9 +120,16 @@ def random_cutouts(images: Tensor, count: int, size: int, generator: Generator |
 
 
 @torch.no_grad()
+def all_codes(vqgan: VQGAN) -> Tensor:
+    """Return every vector of the codebook (1 z 1 v)."""
+    numbers = torch.arange(vqgan.config.codebook_size, device=next(vqgan.parameters()).device)
+    return vqgan.codebook.lookup(rearrange(numbers, "v -> 1 1 v"))
+
+
+@torch.no_grad()
 def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, batch: int,
                      generator: Generator | None) -> Tensor:
-    """Return z (b z g g) of the pictures `init`, or else of random "codes" or of pixels of "noise"."""
+    """Return z (b z g g) of the pictures `init`, or else of random "codes", pixels of "noise" or "blank", the mean code."""
     config, device = vqgan.config, next(vqgan.parameters()).device
     if init is not None:
         return vqgan.codebook.clamp(vqgan.latents(init.to(device)))
@@ -130,7 +139,9 @@ def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, batch: int,
     if start == "noise":
         pixels = draw(torch.rand, (batch, 3, config.image_size, config.image_size), generator, device)
         return vqgan.codebook.clamp(vqgan.latents(2 * pixels - 1))
-    raise ValueError(f"start is {start!r}: it must be 'codes' or 'noise', or give a picture as init")
+    if start == "blank":
+        return vqgan.codebook.clamp(all_codes(vqgan).mean(dim=3, keepdim=True).repeat(batch, 1, config.grid, config.grid))
+    raise ValueError(f"start is {start!r}: it must be 'codes', 'noise' or 'blank', or give a picture as init")
 
 
 def draw_images(vqgan: VQGAN, z: Tensor) -> Tensor:
@@ -142,21 +153,27 @@ def draw_images(vqgan: VQGAN, z: Tensor) -> Tensor:
 @torch.enable_grad()
 def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, cutouts: int = 32,
           cut_size: int = 224, learning_rate: float = 0.1, init: Tensor | None = None, start: str = "codes",
-          batch: int = 1, generator: Generator | None = None) -> Iterator[Tensor]:
+          latent_noise: float = 0.0, batch: int = 1, generator: Generator | None = None) -> Iterator[Tensor]:
     """Yield, after each of `steps`, the images (b 3 h w) in [-1, 1] on their way to a higher score.
 
     vqgan: in eval mode; neither it nor what `score` uses is changed
     score: cutouts (b·cutouts 3 cut_size cut_size) -> (b·cutouts), differentiable
-    init: images (b 3 h w) to start from; without it `batch` pictures start as random "codes" or "noise"
+    init: images (b 3 h w) to start from; without it `batch` pictures start as random "codes", "noise" or "blank"
+    latent_noise: its deviation, in those of the codes; with it each cutout comes from a picture of its own
     generator: all that is random is drawn from it, the start included
     """
     if vqgan.training:
         raise ValueError("guide would move the codebook of a VQGAN in training mode: call vqgan.eval() first")
     z = starting_latents(vqgan, init, start, batch, generator).clone().requires_grad_()
     optimiser = torch.optim.Adam([z], lr=learning_rate)
-    images = draw_images(vqgan, z)
+    images, deviation = draw_images(vqgan, z), all_codes(vqgan).std(dim=3, keepdim=True)    # (1 z 1 1)
     for _ in range(steps):
-        views = random_cutouts(images, cutouts, cut_size, generator)
+        if latent_noise:
+            many = repeat(z, "b z g1 g2 -> (b m) z g1 g2", m=cutouts)
+            noise = latent_noise * deviation * draw(torch.randn, many.shape, generator, z.device)
+            views = random_cutouts(draw_images(vqgan, many + noise), 1, cut_size, generator)
+        else:
+            views = random_cutouts(images, cutouts, cut_size, generator)
         loss = -score(views).sum() / cutouts  # mean over cutouts, sum over pictures: each goes its own way
         z.grad, = torch.autograd.grad(loss, z)  # backward() would leave gradients in VQGAN and CLIP as well
         optimiser.step()

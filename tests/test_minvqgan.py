@@ -22,7 +22,7 @@ from minvqgan import (VQGAN, Codebook, GumbelCodebook, PatchGAN, Quantised, VQGA
                       discriminator_loss, generator_loss, guide, load, parse_prompts, perplexity, prompt_score,
                       random_cutouts, reconstruction_loss, spherical_distance, straight_through, usage)
 from minvqgan.codebook import squared_distances
-from minvqgan.guide import draw_images, resample
+from minvqgan.guide import draw_images, resample, starting_latents
 from minvqgan.loss import hinge_discriminator, hinge_generator
 
 SMALL = VQGANConfig(image_size=16, channels=8, multipliers=(1, 2), z_channels=16, codebook_size=32,
@@ -444,8 +444,9 @@ def test_nonsense_in_the_config_is_refused_with_the_remedy(changes, remedy):
 
 
 def test_one_batch_can_be_learned_by_heart():
-    model = taught(pictures(), steps=150).eval()
-    assert reconstruction_loss(pictures(), model(pictures())[0]) < 0.06
+    untaught, model = taught(pictures(), steps=0).eval(), taught(pictures(), steps=150).eval()
+    before, after = (reconstruction_loss(pictures(), each(pictures())[0]).item() for each in (untaught, model))
+    assert after < before / 20
 
 
 @pytest.mark.parametrize("config", [SMALL, GUMBEL])
@@ -570,9 +571,10 @@ def painter() -> VQGAN:
     return model.eval()
 
 
-@pytest.mark.parametrize("start", ["codes", "noise"])
-def test_guide_raises_its_score_far_above_the_start(painter, start):
-    walk = list(guide(painter, redness, steps=40, cutouts=4, cut_size=8, start=start, generator=seeded()))
+@pytest.mark.parametrize("latent_noise", [0.0, 1.0])
+@pytest.mark.parametrize("start", ["codes", "noise", "blank"])
+def test_guide_raises_its_score_far_above_the_start(painter, start, latent_noise):
+    walk = list(guide(painter, redness, steps=40, cutouts=4, cut_size=8, start=start, latent_noise=latent_noise, generator=seeded()))
     assert len(walk) == 40 and walk[0].shape == (1, 3, 16, 16) and walk[-1].abs().max() <= 1
     assert redness(walk[-1]).item() > redness(walk[0]).item() + 2
 
@@ -581,6 +583,23 @@ def test_guide_starts_from_the_picture_it_is_given(painter):
     blue = repeat(torch.tensor([-1.0, -1.0, 1.0]), "c -> 2 c h w", h=16, w=16)
     first = next(guide(painter, redness, steps=1, cutouts=2, cut_size=8, init=blue))
     assert torch.equal(first, blue)  # one step is too small to change a code
+
+
+def test_a_blank_start_is_the_mean_of_all_codes_everywhere(painter):
+    z = starting_latents(painter, None, "blank", 2, None)
+    mean = painter.codebook.vectors.detach().mean(dim=0)
+    assert z.shape == (2, 3, 8, 8) and torch.allclose(z, repeat(mean, "z -> 2 z 8 8"), atol=1e-6)
+
+
+def test_with_latent_noise_each_cutout_comes_from_a_picture_of_its_own(painter, monkeypatch):
+    seen, quantise = [], painter.quantise
+    monkeypatch.setattr(painter, "quantise", lambda z: seen.append(z.detach().clone()) or quantise(z))
+    list(guide(painter, redness, steps=4, cutouts=50, cut_size=8, start="blank", latent_noise=0.5, batch=2, learning_rate=1e-6,
+               generator=seeded()))
+    noisy = [z for z in seen if len(z) == 100]
+    assert len(noisy) == 4 and all(len(z) == 2 for z in seen if len(z) != 100)
+    spread = painter.codebook.vectors.detach().std(dim=0).mean()
+    assert all(abs(z.std() / (0.5 * spread) - 1) < 0.05 for z in noisy)
 
 
 def test_latents_are_brought_back_to_the_codes_range_after_each_step(painter, monkeypatch):
@@ -600,13 +619,13 @@ def test_pixels_that_overshoot_are_clamped_and_keep_their_gradient(painter):
 
 
 def test_the_same_generator_seed_gives_the_same_images_whatever_the_global_seed(painter):
-    def walk(seed, start):
+    def walk(seed, start, latent_noise=0.0):
         torch.manual_seed(torch.seed() % 1000)
         return torch.stack(list(guide(painter, redness, steps=3, cutouts=4, cut_size=8, start=start,
-                                      generator=seeded(seed))))
-    for start in ("codes", "noise"):
-        assert torch.equal(walk(0, start), walk(0, start))
-        assert not torch.equal(walk(0, start)[0], walk(1, start)[0])
+                                      latent_noise=latent_noise, generator=seeded(seed))))
+    for options in (("codes",), ("noise",), ("codes", 1.0)):
+        assert torch.equal(walk(0, *options), walk(0, *options))
+        assert not torch.equal(walk(0, *options)[0], walk(1, *options)[0])
 
 
 def test_guide_trains_nothing_and_works_under_no_grad(painter):
@@ -622,7 +641,7 @@ def test_guide_trains_nothing_and_works_under_no_grad(painter):
 def test_guide_refuses_a_model_in_training_mode_and_an_unknown_start(painter):
     with pytest.raises(ValueError, match="eval"):
         next(guide(VQGAN(SMALL), redness, steps=1))
-    with pytest.raises(ValueError, match="'codes' or 'noise'"):
+    with pytest.raises(ValueError, match="'codes', 'noise' or 'blank'"):
         next(guide(painter, redness, steps=1, start="gradient"))
 
 

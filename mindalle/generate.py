@@ -70,7 +70,7 @@ def prefill(model: DALLE, text: Tensor, codes: Tensor, caches: list[Cache]) -> T
 
 
 def decode(model: DALLE, code: Tensor, index: int | Tensor, caches: list[Cache]) -> Tensor:
-    """Read the code (b 1) that stands at index, a number or a tensor (1,), of the image  ->  logits of the next code (b v)"""
+    """Read the code (b 1) that stands at index of the image, a number or a tensor (1,)  ->  logits of the next (b v)"""
     x = model.embed_codes(code, start=index)
     return model.image_head(model.hidden(x, caches, start=model.config.text_length + index)[:, -1])
 
@@ -78,8 +78,8 @@ def decode(model: DALLE, code: Tensor, index: int | Tensor, caches: list[Cache])
 def recorded(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Turn a function of tensors into one that a GPU records at its first call and replays, on new inputs, at all others.
 
-    A step of decoding is hundreds of small kernels, and the host takes longer to launch each than the GPU to run it; a
-    recording is launched as a whole. Every call must do the same, with the same shapes. On other devices nothing is recorded.
+    A step of decoding is many small kernels, each launched by the host; a recording is launched as a whole. Every call must
+    do the same, with the same shapes. On other devices nothing is recorded.
     """
     inputs, graph, output = [], None, None
 

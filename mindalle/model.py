@@ -11,9 +11,9 @@ No token marks the start of the image: the last text position, having read all o
 
 Where we depart from the paper, as minDALL-E does: each of the two vocabularies has its own embedding and
 head, so no logit needs masking; one learned position per code, not one per row plus one per column; padding is
-an ordinary token, not a different one at each position; layers attend in full unless told otherwise. And as neither of
-them does, unless `rotary` is off: rows and columns turn queries and keys [RoFormer], so that a shape learned in one place
-is known in all.
+an ordinary token, not a different one at each position; layers attend in full unless told otherwise. Unlike both, the
+toy also turns queries and keys by row and column (`rotary`) [RoFormer], so that a shape learned in one place is known in
+all.
 """
 
 from dataclasses import dataclass

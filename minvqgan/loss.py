@@ -24,12 +24,14 @@ Pair = Callable[[Tensor, Tensor], Tensor]  # two batches of images (b 3 h w) -> 
 
 
 def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: Pair | None = None) -> Tensor:
-    """Return mean |x - x̂| + (x - x̂)² · (1 + 0.3 / variance) of images (b 3 h w), plus mean perceptual(x, x̂) if given (LPIPS).
+    """Return mean |x - x̂| + (x - x̂)² · (1 + 0.3 / (variance + 0.01)) of images (b 3 h w), plus mean perceptual(x, x̂).
 
     The paper writes the square [VQGAN eq. 4], its code takes the absolute value. Its
     gradient is no larger for a shape that is missing than for a faint haze: alone it taught the toy far more slowly.
-    The last part asks how much is wrong of what there is to see, which is a picture's variance (0.01 for a blank one):
-    without it a small star on gray weighs next to nothing beside a large heart on white, and stays a blob.
+    The 0.3 asks how much is wrong of what there is to see, a picture's variance: without it a small star on gray weighs
+    next to nothing beside a large heart on white, and stays a blob. 0.01 keeps blank pictures from outweighing all.
+
+    perceptual: LPIPS or the like; None leaves its part out
     """
     difference = images - reconstruction
     variance = images.var(dim=(2, 3), correction=0).mean(dim=1) + 0.01                       # (b)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +182,13 @@ def test_dalle_reranks_and_primes(trained, folder, tmp_path):
     sampled(trained, "dalle", "picture number 1", "--rerank", 4, "-n", 2, "--prime", folder / "0.png", "--prime-rows", 3,
             "--out", tmp_path)
     assert '"rank": 1' in (tmp_path / "index.jsonl").read_text()
+
+
+def test_guide_starts_blank_with_noise_under_our_own_clip_and_as_published_under_another_and_takes_what_was_typed():
+    args = sample.parser().parse_args(["guide", "a cat", "--steps", "7"])
+    ours, published = (SimpleNamespace(marks=lambda name, found=found: found) for found in ({"kind": "clip"}, {}))
+    assert sample.guiding_options(args, ours) == {"steps": 7, "cutouts": 16, "start": "blank", "latent_noise": 2.0}
+    assert sample.guiding_options(args, published) == {"steps": 7, "cutouts": 32, "start": "codes", "latent_noise": 0.0}
 
 
 def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):

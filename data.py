@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -388,7 +389,7 @@ class Dataset:
     def _picture(self, i: int) -> np.ndarray:
         if self._decoded[i]:
             return self._pixels[i]
-        for j in (*range(i, len(self)), *range(i)):
+        for j in chain(range(i, len(self)), range(i)):
             try:
                 picture = self.decode(self.sources[j])
                 break

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import time
 from itertools import islice, product
 
 import numpy as np
@@ -503,6 +504,17 @@ def test_a_cached_folder_is_decoded_once(tmp_path):
     for file in (tmp_path / "red").iterdir():
         file.unlink()
     assert torch.equal(dataset.batch([0, 1, 2]), before)
+
+
+def test_a_first_look_at_a_picture_takes_no_longer_in_a_larger_data_set():
+    def seconds(count):
+        dataset = data.Dataset(range(count), [["a dot"]] * count, lambda i: np.zeros((1, 1, 3), np.uint8), 1)
+        start = time.process_time()
+        dataset.batch(range(300))
+        return time.process_time() - start
+
+    small = max(seconds(300) for _ in range(3))
+    assert seconds(300_000) < 30 * small
 
 
 def test_a_folder_too_large_to_cache_is_decoded_by_the_batch_and_outlives_broken_ones(tmp_path, monkeypatch):

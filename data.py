@@ -408,7 +408,7 @@ def load(
 ) -> Dataset:
     """Open a data set; raise DataError if it cannot be.
 
-    "shapes": split "train", "unseen" or "novel"; count scenes (20,000), drawn when first asked for, scene i
+    "shapes": split "train", "unseen" or "novel"; count scenes (40,000), drawn when first asked for, scene i
         depending on nothing but (seed, split, i)
     a folder: split "train" or "held-out", a twentieth by a hash of the file names (below 20 images, each is
         all of them); count limits the images. No seed has a part: what is held out once stays held out.
@@ -422,7 +422,7 @@ def load(
         rng = random.Random(f"{seed} {split} {i}")  # a text seeds alike in every process
         return random_scene(rng, split), rng
 
-    indices = range(20_000 if count is None else count)
+    indices = range(40_000 if count is None else count)
     captions = [[scene(i)[0].caption] for i in indices]
     return Dataset(indices, captions, lambda i: draw(*scene(i), image_size), image_size)
 

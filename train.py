@@ -43,7 +43,7 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    steps: int = 1250  # optimiser steps
+    steps: int = 2000  # optimiser steps
     batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
     learning_rate: float = 1e-2  # highest, after the warm-up
     outer_rate: float = 0.1  # of it for embeddings, gains and biases
@@ -66,7 +66,7 @@ class VQGANRecipe:
 
 @dataclass(frozen=True)
 class DALLERecipe:
-    steps: int = 2400  # optimiser steps
+    steps: int = 2500  # optimiser steps
     batch_size: int = 48  # captioned images a step
     learning_rate: float = 4e-3  # highest, after the warm-up
     outer_rate: float = 1.0  # of it for embeddings, heads, gains and biases
@@ -80,8 +80,8 @@ NORMED_SILU = 0.6  # root of the mean square of silu(x), x normal: what an untra
 # name -> config, recipe, share of --minutes when all three are trained, config fields that other parts of the run decide
 MODELS = {
     "clip": (CLIPConfig, CLIPRecipe, 0.15, ()),
-    "vqgan": (VQGANConfig, VQGANRecipe, 0.35, ()),
-    "dalle": (DALLEConfig, DALLERecipe, 0.5, ("text_vocab", "image_vocab", "text_length", "grid")),
+    "vqgan": (VQGANConfig, VQGANRecipe, 0.3, ()),
+    "dalle": (DALLEConfig, DALLERecipe, 0.55, ("text_vocab", "image_vocab", "text_length", "grid")),
 }
 
 
@@ -289,7 +289,7 @@ def check_lengths(tokenizer: Tokenizer, images: data.Dataset, length: int) -> No
 @torch.no_grad()
 def encode_all(vqgan: VQGAN, images: data.Dataset, run: "Run") -> Tensor:
     """Compute the codes of all images once, int32 (images n): DALL·E trains on them, never on pixels."""
-    batches = torch.arange(len(images)).split(256)
+    batches = torch.arange(len(images)).split(64)
     return torch.cat([rearrange(vqgan.encode(images.batch(indices).to(run.device)), "b g1 g2 -> b (g1 g2)").int().cpu()
                       for indices in batches])
 

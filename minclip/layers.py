@@ -103,9 +103,11 @@ class Transformer(nn.Module):
 def convolutional_stem(channels: int, width: int, patch_size: int) -> nn.Sequential:
     """Halve a picture by 3x3 convolutions until a patch is one position: (b 3 h w) -> (b d h/p w/p) [Xiao et al. 2021].
 
-    One convolution as large as a patch must learn a corner anew for each place that it can have within the patch.
+    One convolution as large as a patch must learn a corner anew for each place that it can have within the patch. The
+    channels double as the picture halves, so that the first layers, the largest pictures, do not take all the time.
     """
-    sizes = [3] + [channels] * (patch_size.bit_length() - 2) + [width]  # p = 2^k: k convolutions
+    halvings = patch_size.bit_length() - 1  # p = 2^k: k convolutions
+    sizes = [3] + [channels * 2**i for i in range(halvings - 1)] + [width]
     layers = []
     for before, after in zip(sizes, sizes[1:]):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]

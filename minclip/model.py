@@ -33,7 +33,7 @@ class CLIPConfig:
 
     image_size: int = 32            # side of an image in pixels
     patch_size: int = 8             # side of a patch in pixels; half of it makes four times the image tokens
-    stem_width: int = 48            # channels inside the convolutional stem; 0 for one large convolution, as published
+    stem_width: int = 24            # channels of the stem's first convolution, doubled in each next; 0 for one large one, as published
     vision_width: int = 64          # channels of an image token
     vision_layers: int = 1          # blocks of the image encoder
     vision_heads: int = 4           # attention heads of the image encoder

@@ -301,6 +301,11 @@ def test_an_image_is_normalised_patched_and_read_at_the_class_token(images):
     torch.testing.assert_close(seen[0][0, 2], right_of_first + encoder.positions[2], rtol=0, atol=1e-5)
 
 
+def test_a_stem_doubles_its_channels_as_it_halves_the_picture():
+    channels = [layer.out_channels for layer in convolutional_stem(8, 24, 16) if isinstance(layer, nn.Conv2d)]
+    assert channels == [8, 16, 32, 24]
+
+
 def test_a_stem_makes_one_token_of_each_patch_and_looks_beyond_its_edge():
     for patch in (2, 4, 8):
         stem = convolutional_stem(16, 24, patch)

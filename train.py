@@ -289,9 +289,10 @@ def check_lengths(tokenizer: Tokenizer, images: data.Dataset, length: int) -> No
 @torch.no_grad()
 def encode_all(vqgan: VQGAN, images: data.Dataset, run: "Run") -> Tensor:
     """Compute the codes of all images once, int32 (images n): DALL·E trains on them, never on pixels."""
-    batches = torch.arange(len(images)).split(64)
-    return torch.cat([rearrange(vqgan.encode(images.batch(indices).to(run.device)), "b g1 g2 -> b (g1 g2)").int().cpu()
-                      for indices in batches])
+    codes = torch.empty(len(images), vqgan.config.grid**2, dtype=torch.int32)
+    for indices in torch.arange(len(images)).split(64):
+        codes[indices] = rearrange(vqgan.encode(images.batch(indices).to(run.device)), "b g1 g2 -> b (g1 g2)").int().cpu()
+    return codes
 
 
 class Run:
@@ -389,9 +390,9 @@ class Loop:
             raise SystemExit(f"\nstopped at step {self.step} and saved {self.path}; go on with --resume")
 
     def set_learning_rate(self) -> None:
-        """Warm up over the first twentieth, then follow half a cosine down to a hundredth."""
+        """Warm up over the first twentieth, then fall along a straight line to zero [Bergsma et al. 2025]."""
         done = self.progress()
-        factor = min(max(done, 1 / self.recipe.steps) / 0.05, 0.505 + 0.495 * math.cos(math.pi * done))
+        factor = min(max(done, 1 / self.recipe.steps) / 0.05, (1 - done) / 0.95)
         for part in self.parts.values():
             if isinstance(part, torch.optim.Optimizer):
                 for group in part.param_groups:

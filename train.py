@@ -43,7 +43,7 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    steps: int = 2000  # optimiser steps
+    steps: int = 2500  # optimiser steps
     batch_size: int = 128  # pairs of image and caption a step, each pair a negative for all others
     learning_rate: float = 1e-2  # highest, after the warm-up
     outer_rate: float = 0.1  # of it for embeddings, gains and biases

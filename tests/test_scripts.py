@@ -125,6 +125,19 @@ def test_a_batch_of_look_alikes_holds_captions_that_differ_in_little_and_are_not
     assert len(everyone.unique(dim=0)) == 32
 
 
+def test_the_rate_rises_over_a_twentieth_of_the_training_and_falls_along_a_line_to_zero():
+    optimiser = train.Muon(torch.nn.Linear(2, 2), [], lr=0.5)
+
+    def rate(done):
+        recipe = SimpleNamespace(steps=1000)
+        train.Loop.set_learning_rate(SimpleNamespace(progress=lambda: done, recipe=recipe, parts={"optimiser": optimiser}))
+        lowest, *_, highest = sorted(group["lr"] for group in optimiser.param_groups)
+        assert lowest == highest
+        return lowest
+
+    assert [rate(done) for done in (0, 0.025, 0.05, 0.525, 1)] == pytest.approx([0.01, 0.25, 0.5, 0.25, 0])
+
+
 def test_clip_turns_to_look_alikes_after_its_share_of_the_training_and_muon_moves_its_stem(folder, tmp_path, monkeypatch):
     look_alikes, muon, batches, hidden = train.look_alikes, train.Muon, [], []
     monkeypatch.setattr(train, "look_alikes", lambda *args: batches.append(args) or look_alikes(*args))

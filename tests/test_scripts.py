@@ -125,6 +125,13 @@ def test_a_batch_of_look_alikes_holds_captions_that_differ_in_little_and_are_not
     assert len(everyone.unique(dim=0)) == 32
 
 
+def test_a_batch_of_look_alikes_sets_a_caption_beside_the_same_words_in_another_order():
+    torch.manual_seed(0)
+    texts = torch.tensor([[1, a, 9, b] for a in range(2, 9) for b in range(2, 9) if a != b])  # a above b
+    for first, second in texts[train.look_alikes(texts, 20, group=2)].split(2):
+        assert first.tolist() == second[[0, 3, 2, 1]].tolist()
+
+
 def test_the_rate_rises_over_a_twentieth_of_the_training_and_falls_along_a_line_to_zero():
     optimiser = train.Muon(torch.nn.Linear(2, 2), [], lr=0.5)
 

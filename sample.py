@@ -400,9 +400,9 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
 
 def guiding_options(args: argparse.Namespace, models: Models) -> dict:
     """Return how to guide: what was typed, and for the rest what suits our own CLIP, or a published one as is usual."""
-    defaults = {"steps": 500, "cutouts": 32, "start": "codes", "latent_noise": 0.0}
-    if models.marks("clip"):  # from random codes it is soon content with red blocks, told of a large red circle
-        defaults = {"steps": 100, "cutouts": 16, "start": "blank", "latent_noise": 2.0}
+    defaults = {"steps": 500, "cutouts": 32, "start": "codes", "latent_noise": 0.0, "jitter": 0.1}
+    if models.marks("clip"):  # without all this noise it is content with red scraps, told of a large red circle
+        defaults = {"steps": 200, "cutouts": 16, "start": "blank", "latent_noise": 1.0, "jitter": 0.6}
     return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()}
 
 
@@ -625,10 +625,12 @@ def parser() -> Parser:
     sub.add_argument("--start", choices=["codes", "noise", "blank"],
                      help="or from random codes, from noise, or from the mean code everywhere (default: blank, with a published CLIP codes)")
     sub.add_argument("--image-prompt", nargs="+", metavar="FILE", help="pictures to resemble")
-    sub.add_argument("--steps", type=int, help="(default: 100, with a published CLIP 500)")
+    sub.add_argument("--steps", type=int, help="(default: 200, with a published CLIP 500)")
     sub.add_argument("--cutouts", type=int, help="random views CLIP sees a step (default: 16, with a published CLIP 32)")
     sub.add_argument("--latent-noise", type=float, help="deviation, in those of the codes, of noise on the latents, with which each view "
-                                                        "is drawn on its own (default: 2, with a published CLIP 0)")
+                                                        "is drawn on its own (default: 1, with a published CLIP 0)")
+    sub.add_argument("--jitter", type=float, help="how much views differ in brightness and noise, where pixels are in [-1, 1] "
+                                                  "(default: 0.6, with a published CLIP 0.1)")
     sub.add_argument("--lr", type=float, default=0.1, help="of Adam on the latents (default: 0.1)")
 
     sub = command("score", "every figure of a run over the shapes world")

@@ -9,8 +9,8 @@ picture, because what raises CLIP's score of one fixed view is mostly noise that
 that helps at any place, size and brightness has to be a thing in the picture.
 
 Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP is pleased by pictures that
-show nothing, however they are cut: by choice each cutout comes from a picture of its own, drawn with noise on the latents.
-What is liked in spite of that is liked for its large traits.
+show nothing, however they are cut: by choice each cutout comes from a picture of its own, drawn with noise on the latents,
+and has more noise on its pixels. What is liked in spite of that is liked for its large traits.
 """
 
 import re
@@ -153,13 +153,15 @@ def draw_images(vqgan: VQGAN, z: Tensor) -> Tensor:
 @torch.enable_grad()
 def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, cutouts: int = 32,
           cut_size: int = 224, learning_rate: float = 0.1, init: Tensor | None = None, start: str = "codes",
-          latent_noise: float = 0.0, batch: int = 1, generator: Generator | None = None) -> Iterator[Tensor]:
+          latent_noise: float = 0.0, jitter: float = 0.1, batch: int = 1,
+          generator: Generator | None = None) -> Iterator[Tensor]:
     """Yield, after each of `steps`, the images (b 3 h w) in [-1, 1] on their way to a higher score.
 
     vqgan: in eval mode; neither it nor what `score` uses is changed
     score: cutouts (b·cutouts 3 cut_size cut_size) -> (b·cutouts), differentiable
     init: images (b 3 h w) to start from; without it `batch` pictures start as random "codes", "noise" or "blank"
     latent_noise: its deviation, in those of the codes; with it each cutout comes from a picture of its own
+    jitter: how much cutouts differ in brightness and noise, see random_cutouts
     generator: all that is random is drawn from it, the start included
     """
     if vqgan.training:
@@ -171,9 +173,9 @@ def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, 
         if latent_noise:
             many = repeat(z, "b z g1 g2 -> (b m) z g1 g2", m=cutouts)
             noise = latent_noise * deviation * draw(torch.randn, many.shape, generator, z.device)
-            views = random_cutouts(draw_images(vqgan, many + noise), 1, cut_size, generator)
+            views = random_cutouts(draw_images(vqgan, many + noise), 1, cut_size, generator, jitter=jitter)
         else:
-            views = random_cutouts(images, cutouts, cut_size, generator)
+            views = random_cutouts(images, cutouts, cut_size, generator, jitter=jitter)
         loss = -score(views).sum() / cutouts  # mean over cutouts, sum over pictures: each goes its own way
         z.grad, = torch.autograd.grad(loss, z)  # backward() would leave gradients in VQGAN and CLIP as well
         optimiser.step()

@@ -602,6 +602,17 @@ def test_with_latent_noise_each_cutout_comes_from_a_picture_of_its_own(painter, 
     assert all(abs(z.std() / (0.5 * spread) - 1) < 0.05 for z in noisy)
 
 
+@pytest.mark.parametrize("latent_noise", [0.0, 1e-6])
+def test_with_jitter_guide_scores_cutouts_with_noise_on_their_pixels(painter, latent_noise):
+    def roughness(jitter):
+        seen = []
+        gray = repeat(torch.tensor(1 / 3), "-> 1 3 h w", h=16, w=16)
+        list(guide(painter, lambda images: seen.append(images.detach()) or redness(images), steps=1, cutouts=50, cut_size=8,
+                   init=gray, latent_noise=latent_noise, jitter=jitter, generator=seeded()))
+        return seen[0].std(dim=(2, 3)).mean().item()
+    assert roughness(0.0) < 1e-3 and roughness(0.6) == pytest.approx(0.3, abs=0.05)
+
+
 def test_latents_are_brought_back_to_the_codes_range_after_each_step(painter, monkeypatch):
     seen, quantise = [], painter.quantise
     monkeypatch.setattr(painter, "quantise", lambda z: seen.append(z.detach().abs().max().item()) or quantise(z))

@@ -207,8 +207,8 @@ def test_dalle_reranks_and_primes(trained, folder, tmp_path):
 def test_guide_starts_blank_with_noise_under_our_own_clip_and_as_published_under_another_and_takes_what_was_typed():
     args = sample.parser().parse_args(["guide", "a cat", "--steps", "7"])
     ours, published = (SimpleNamespace(marks=lambda name, found=found: found) for found in ({"kind": "clip"}, {}))
-    assert sample.guiding_options(args, ours) == {"steps": 7, "cutouts": 16, "start": "blank", "latent_noise": 2.0}
-    assert sample.guiding_options(args, published) == {"steps": 7, "cutouts": 32, "start": "codes", "latent_noise": 0.0}
+    assert sample.guiding_options(args, ours) == {"steps": 7, "cutouts": 16, "start": "blank", "latent_noise": 1.0, "jitter": 0.6}
+    assert sample.guiding_options(args, published) == {"steps": 7, "cutouts": 32, "start": "codes", "latent_noise": 0.0, "jitter": 0.1}
 
 
 def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):

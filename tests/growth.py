@@ -121,7 +121,8 @@ def minutes(runs: list[Path]) -> None:
     for spent in found:
         pen.text((at(spent, 0)[0], h - pad + 6), f"{spent}", fill="#666666", font=font, anchor="ma")
     pen.text((pad, h - 20), "minutes of training, all three models", fill="black", font=font)
-    for name, colour in SHOWN.items():
+    bottom = math.inf  # of the label before: names of curves that end close together stand below each other
+    for name, colour in sorted(SHOWN.items(), key=lambda item: median(s[item[0]] for s in found[high])):
         points = {spent: [s[name] for s in scores] for spent, scores in sorted(found.items())}
         line = [at(spent, median(shares)) for spent, shares in points.items()]
         pen.line(line, fill=colour, width=2)
@@ -129,7 +130,8 @@ def minutes(runs: list[Path]) -> None:
             for share in shares:
                 x, y = at(spent, share)
                 pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        pen.text((line[-1][0] + 8, line[-1][1]), name, fill=colour, font=font, anchor="lm")
+        bottom = min(line[-1][1], bottom - 13)
+        pen.text((line[-1][0] + 8, bottom), name, fill=colour, font=font, anchor="lm")
     sheet.save("docs/minutes.png")
     print("wrote docs/minutes.png")
 

@@ -6,13 +6,18 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import mindalle
+import minclip
+import minvqgan
 import sample
 import train
 
@@ -50,6 +55,59 @@ def test_a_package_neither_prints_nor_seeds_nor_parses_arguments(package):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("print", "torch.manual_seed", "random.seed", "input"), path
+
+
+# A model may be on a GPU. Here the meta device stands for one: arithmetic on its tensors and the CPU's together raises.
+# It has no values: no autocast, no bincount, nothing to branch on.
+
+
+@pytest.fixture
+def away(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "bincount", lambda x, minlength: x.new_zeros(minlength))
+    return "meta"
+
+
+def test_a_training_step_of_clip_stays_on_the_models_device(away):
+    model = minclip.CLIP(minclip.CLIPConfig(vocab_size=50, context_length=8)).to(away)
+    images, ids = torch.randn(4, 3, 32, 32).to(away), torch.randint(50, (4, 8)).to(away)
+    minclip.contrastive_loss(*model(images, ids), model.logit_scale, minclip.same_caption(ids)).backward()
+    minclip.accumulated_backward(model, images, ids, 2, minclip.same_caption(ids))
+    assert all(p.grad.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"quantiser": "gumbel"}, {"l2_normalised": True}])
+def test_a_training_step_of_vqgan_and_its_discriminator_stays_on_the_models_device(away, options):
+    model, discriminator = minvqgan.VQGAN(minvqgan.VQGANConfig(**options)).to(away), minvqgan.PatchGAN(layers=2).to(away)
+    images = torch.randn(4, 3, 32, 32).to(away)
+    reconstruction, quantised = model(images)
+    loss, _ = minvqgan.generator_loss(images, reconstruction, quantised.loss, model.last_weight, discriminator, 0.8)
+    loss.backward()
+    minvqgan.discriminator_loss(discriminator, images, reconstruction).backward()
+    assert all(p.grad.is_meta for p in discriminator.parameters()) and model.last_weight.grad.is_meta
+
+
+def test_guiding_a_picture_stays_on_the_models_device(away):
+    model = minvqgan.VQGAN(minvqgan.VQGANConfig()).to(away).eval()
+    score = minvqgan.prompt_score(lambda images: images.mean(dim=(2, 3)), torch.randn(2, 3).to(away), torch.ones(2).to(away))
+    for start in ("codes", "noise", "blank"):
+        for images in minvqgan.guide(model, score, steps=2, cutouts=2, cut_size=32, start=start, latent_noise=1.0):
+            assert images.is_meta
+
+
+@pytest.mark.parametrize("attention", ["full", "row,column,convolutional,full"])
+def test_a_training_step_of_dalle_and_drawing_with_it_stay_on_the_models_device(away, attention):
+    config = mindalle.DALLEConfig(text_vocab=50, image_vocab=64, text_length=8, grid=4, attention=attention)
+    model = mindalle.DALLE(config).to(away)
+    text, codes = torch.randint(50, (4, 8)).to(away), torch.randint(64, (4, 16)).to(away)
+    dropped = mindalle.drop_captions(text, text[0], 0.5)
+    mindalle.dalle_loss(*model(dropped, codes), dropped, codes, 0.125)[0].backward()
+    assert all(p.grad.is_meta for p in model.parameters())
+    assert mindalle.generate(model.eval(), text, empty=text[0], guidance=1.5, temperature=0.9, top_k=8, top_p=0.9).is_meta
+
+
+def test_orthogonalised_matrices_stay_on_their_device():
+    assert train.orthogonalise(torch.ones(2, 3, 4, device="meta")).is_meta
 
 
 def source_of(package: str, name: str, file: str = "layers.py") -> str:

@@ -109,7 +109,7 @@ def train_clip(run: "Run", config: CLIPConfig, recipe: CLIPRecipe) -> None:
         if loop.progress() >= recipe.look_alikes and not run.args.overfit and len(images) >= recipe.batch_size:
             indices = look_alikes(texts, recipe.batch_size)
         pixels = images.batch(indices).to(run.device)                                       # (b 3 h w)
-        ids = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)                # (b t)
+        ids = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)  # (b t)
 
         optimiser.zero_grad()
         with run.autocast():
@@ -176,7 +176,7 @@ def train_dalle(run: "Run", config: DALLEConfig, recipe: DALLERecipe) -> None:
                      f"{share:g} ln {config.text_vocab} + {1 - share:g} ln {config.image_vocab}, a guess among all tokens")
     for _ in loop:
         indices = loop.batch(len(images), recipe.batch_size)
-        text = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)                # (b t)
+        text = tokenizer.encode(images.texts(indices, torch.default_generator), length).to(run.device)  # (b t)
         text = drop_captions(text, empty, recipe.caption_dropout)
         targets = codes[indices].long().to(run.device)                                       # (b n)
 

@@ -156,6 +156,22 @@ def test_a_dead_code_is_restarted_where_latents_are_badly_served():
     assert book.vectors.tolist() == [[0.0], [5.0]]
 
 
+def test_a_latent_that_only_a_dead_code_is_near_counts_as_badly_served():
+    book = codebook(codebook_size=2, codebook_dim=1).train()
+    with torch.no_grad():
+        book.vectors.copy_(torch.tensor([[0.0], [5.0]]))
+    book.idle.copy_(torch.tensor([0, 3]))
+    book.restart_dead_codes(torch.tensor([[0.0]] * 99 + [[5.0]]))  # taken for alive, the second would go anywhere
+    assert book.vectors.tolist() == [[0.0], [5.0]]
+
+
+def test_a_restarted_code_has_a_full_term_in_which_to_be_chosen():
+    book = codebook(codebook_size=2, codebook_dim=1, restart_after=3).train()
+    book.idle.copy_(torch.tensor([0, 3]))
+    book.restart_dead_codes(torch.tensor([[5.0]]))
+    assert book.idle.tolist() == [0, 0]
+
+
 def test_a_restarted_code_is_priced_as_an_average_one():
     book = codebook(codebook_size=4, codebook_dim=1).train()
     book.idle.copy_(torch.tensor([0, 0, 0, 3]))
@@ -534,6 +550,7 @@ def test_patchgan_sees_70_pixels_at_three_layers_and_fits_32_pixels():
 
 def test_patchgan_at_its_defaults_has_the_published_layers():
     shapes = [tuple(m.weight.shape) for m in PatchGAN().modules() if isinstance(m, nn.Conv2d)]
+    assert [m.negative_slope for m in PatchGAN().modules() if isinstance(m, nn.LeakyReLU)] == 4 * [0.2]
     assert shapes == [(64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (1, 512, 4, 4)]
     assert sum(isinstance(m, nn.BatchNorm2d) for m in PatchGAN().modules()) == 3
 

@@ -1,6 +1,8 @@
-"""Learn one space for images and captions from pairs of them [CLIP, Radford et al. 2021]."""
+"""Learn one embedding space for images and captions from pairs of them [CLIP, Radford et al. 2021]."""
 
-from .loss import accumulated_backward, contrastive_loss, same_caption
+from .batches import look_alikes
+from .errors import InputError
+from .loss import LOSSES, accumulated_backward, same_caption, sigmoid_loss, softmax_loss
 from .model import CLIP, CLIPConfig
 from .preprocess import preprocess
 from .pretrained import PRESETS, load
@@ -10,6 +12,7 @@ from .tokenizer import Tokenizer, normalise
 __all__ = [
     "CLIP", "CLIPConfig", "load", "PRESETS", "preprocess",
     "Tokenizer", "normalise",
-    "contrastive_loss", "same_caption", "accumulated_backward",
+    "LOSSES", "softmax_loss", "sigmoid_loss", "same_caption", "accumulated_backward", "look_alikes",
     "TEMPLATES", "class_embeddings", "classify", "search", "recall_at_k",
+    "InputError",
 ]

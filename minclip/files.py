@@ -1,12 +1,12 @@
-"""Read files of weights as data: no code in them is ever run.
+"""Read files of weights as data: code in them is never run.
 
     torch.save        a zip around a pickle (before PyTorch 1.6 a bare pickle)      open_clip, pytorch_model.bin, ours
     TorchScript       a zip around a pickle of modules, and their code              OpenAI
     safetensors       8 bytes: the header's length; the header, JSON; the numbers   Hugging Face, open_clip
 
-A pickle is a little program: "call this function on these arguments" is among its instructions, and a malicious file
-calls os.system. So whatever a file wants to call is looked up in a short list of harmless names, or refused.
-Tensors stay where they are in the file, mapped into memory: reading one costs nothing until its numbers are used.
+A pickle is a small program: one of its instructions is "call this function with these arguments", and a malicious file
+calls os.system. So a file may call only what is in a short list of harmless names; anything else is refused.
+Tensors are memory-mapped: they stay in the file, and reading one costs nothing until its numbers are used.
 """
 
 import json
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -32,63 +34,63 @@ STORAGES = {"HalfStorage": torch.float16, "FloatStorage": torch.float32, "Double
 
 
 def read(path: str | PathLike) -> Any:
-    """Return what a file holds, in the main a dict of names and tensors, on the CPU.
+    """Return the content of a file, usually a dict of names and tensors, on the CPU.
 
-    Raises ValueError, in one line, for a file that is damaged, or that asks to run any code.
+    Raises InputError, in one line, for a file that cannot be opened, is damaged, or asks to run code.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(9)
-        if start[8:] == b"{":  # a JSON header behind its length; a pickle begins otherwise
+        if start[8:] == b"{":  # safetensors: JSON after 8 bytes of length; torch's files have another byte here
             return read_safetensors(path)
         is_zip = zipfile.is_zipfile(path)
         if is_zip and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
             return read_torchscript(path)
         # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except OSError:
-        raise  # no such file, no permission: it says so itself
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes make a reader fail in every way there is
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
+            raise InputError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
         reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-        raise ValueError(f"{path} is no file of weights, or damaged ({reason})") from error
+        raise InputError(f"{path} is damaged, or no file of weights ({reason})") from error
 
 
 def map_file(path: str | PathLike) -> mmap.mmap:
-    """Map a file into memory; whoever writes to it writes to a copy of that page."""
+    """Map a file into memory, copy-on-write: changing a tensor copies the page and leaves the file as it is."""
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def read_safetensors(path: str | PathLike) -> dict[str, Tensor]:
-    """Read {name: tensor}. Every number in the header may be a lie, and is held against the file first."""
+    """Read {name: tensor}. Any number in the header may be wrong, so each is checked against the file first."""
     memory = map_file(path)
-    first = 8 + int.from_bytes(memory[:8], "little")  # where the header ends and the numbers begin
+    first = 8 + int.from_bytes(memory[:8], "little")  # the header ends here, the numbers begin
     if first > len(memory):
-        raise ValueError(f"its header of {first - 8} bytes is longer than the file")
+        raise InputError(f"its header of {first - 8} bytes is longer than the file")
     tensors = {}
     for name, entry in json.loads(memory[8:first]).items():
         if name == "__metadata__":
             continue
         dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if min(shape, default=0) < 0 or not 0 <= begin <= end <= len(memory) - first:
-            raise ValueError(f"{name} lies outside the file")
+            raise InputError(f"{name} lies outside the file")
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} has {end - begin} bytes, which are not {shape} of {entry['dtype']}")
+            raise InputError(f"{name} has {end - begin} bytes, which are not {shape} of {entry['dtype']}")
         flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=first + begin) if end > begin else []
         tensors[name] = torch.as_tensor(flat, dtype=dtype).reshape(shape)
     return tensors
 
 
 class Module:
-    """Stand in for every class of a TorchScript archive: an instance is its attributes."""
+    """Replace every class of a TorchScript archive: only the attributes of an instance are kept."""
 
     def __setstate__(self, attributes: dict[str, Any]):
         self.attributes = attributes
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Return the state dict: tensors by the path of attributes that leads to them."""
+        """Return the state dict: each tensor under the path of attributes that leads to it."""
         found = {}
         for name, value in self.attributes.items():
             if isinstance(value, Module):
@@ -99,9 +101,9 @@ class Module:
 
 
 def read_torchscript(path: str | PathLike) -> dict[str, Tensor]:
-    """Read the tensors of a TorchScript archive, under the names of its state dict; its code is not looked at.
+    """Read the tensors of a TorchScript archive, under the names of its state dict; its code is not read.
 
-    ROOT/data.pkl holds the modules; a tensor in it says which file ROOT/data/KEY its numbers are in.
+    ROOT/data.pkl holds the modules; a tensor in it names the file ROOT/data/KEY that holds its numbers.
     """
     archive, memory = zipfile.ZipFile(path), map_file(path)
     root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
@@ -122,8 +124,8 @@ def read_torchscript(path: str | PathLike) -> dict[str, Tensor]:
             _, dtype, key, _, count = reference
             entry = archive.getinfo(f"{root}data/{key}")
             if entry.compress_type != zipfile.ZIP_STORED or count * dtype.itemsize > entry.file_size:
-                raise pickle.UnpicklingError(f"storage {key} is packed or too short")
-            name, extra = struct.unpack_from("<HH", memory, entry.header_offset + 26)  # lengths, of zip's local header
+                raise pickle.UnpicklingError(f"storage {key} is compressed or too short")
+            name, extra = struct.unpack_from("<HH", memory, entry.header_offset + 26)  # lengths, in zip's local header
             return torch.frombuffer(memory, dtype=dtype, count=count, offset=entry.header_offset + 30 + name + extra)
 
     with archive.open(f"{root}data.pkl") as file:

@@ -1,7 +1,8 @@
-"""The parts of both encoders of CLIP: attention, the MLP, the block, the stack of blocks, and a stem for pictures.
+"""The parts of both encoders of CLIP: attention, the MLP, the block, the stack of blocks, and a convolutional stem.
 
-    x (b n d) ──┬── LayerNorm ─ Attention ──(+)──┬── LayerNorm ─ MLP ──(+)──▶ (b n d)      one Block
-                └────────────────────────────┘   └──────────────────────┘
+    x (b n d) --+-- LayerNorm -- Attention --(+)--+-- LayerNorm -- MLP --(+)--> (b n d)      one Block
+                |                             |   |                       |
+                +-----------------------------+   +-----------------------+
 
 [Attention is all you need, sec. 3; GPT-2 sec. 2.3 for the LayerNorm before each part; CLIP sec. 2.4]
 """
@@ -14,26 +15,26 @@ from torch import Tensor, nn
 
 # `attend`, `MLP` and the wiring of `Block` have twins in mindalle/layers.py.
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average the values, each query weighing the keys it may see by softmax(q·k / √e) [Attention is all you need, eq. 1].
+    """Average the values, weighted by softmax(q·k / √c) over the keys each query may see [Attention is all you need, eq. 1].
 
-    q (b k i e), k and v (b k j e), mask boolean (i j), True where i may look at j  ->  (b k i e)
+    q (b k i c), k and v (b k j c), mask boolean (i j), True where query i may look at key j -> (b k i c)
     """
-    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j e -> b k e j")  # (b k i j)
-    if mask is not None:  # added, since filling in costs a copy of the scores, and another of their gradient
+    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j c -> b k c j")  # (b k i j)
+    if mask is not None:  # added: masked_fill would copy the scores and their gradient once more
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Approximate GELU by x·σ(1.702x) [GELU sec. 2]; OpenAI's weights compute wrongly with any other."""
-    return F.silu(1.702 * x) / 1.702  # the same, and torch differentiates silu in fewer steps than x times a sigmoid
+    """Approximate GELU by x·σ(1.702x) [GELU sec. 2]; OpenAI's weights give wrong features with any other activation."""
+    return F.silu(1.702 * x) / 1.702  # equal, and the backward pass of silu takes fewer steps than that of x·σ
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Attention(nn.Module):
-    """Attend with several heads of width e = width / heads [Attention is all you need, sec. 3.2.2]."""
+    """Attend with several heads of c = width / heads channels each [Attention is all you need, sec. 3.2.2]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -42,14 +43,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map x (b n d) -> (b n d); mask boolean (i j), True where i may look at j."""
-        q, k, v = rearrange(self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.heads)
-        x = attend(q, k, v, mask)                                             # (b k n e)
-        return self.out(rearrange(x, "b k n e -> b n (k e)"))
+        """Map x (b n d) -> (b n d); mask boolean (i j), True where query i may look at key j."""
+        q, k, v = rearrange(self.qkv(x), "b n (three k c) -> three b k n c", three=3, k=self.heads)
+        x = attend(q, k, v, mask)                                             # (b k n c)
+        return self.out(rearrange(x, "b k n c -> b n (k c)"))
 
 
 class MLP(nn.Module):
-    """Transform each token on its own, through a wider layer, as a rule four times the width."""
+    """Transform each token separately, through a hidden layer that is usually four times as wide."""
 
     def __init__(self, width: int, hidden: int, activation: str):
         super().__init__()
@@ -63,7 +64,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Add to each token what attention, then the MLP, make of it normalised: "pre-LN" [GPT-2 sec. 2.3]."""
+    """Pre-LN block: x + attention(LN(x)), then x + MLP(LN(x)) [GPT-2 sec. 2.3]."""
 
     def __init__(self, width: int, heads: int, hidden: int, activation: str):
         super().__init__()
@@ -79,13 +80,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack blocks, and initialise them as OpenAI's code does its text encoder."""
+    """Stack blocks, initialised as in the text encoder of OpenAI's code."""
 
     def __init__(self, width: int, layers: int, heads: int, hidden: int, activation: str):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation) for _ in range(layers))
         for block in self.blocks:
-            # two branches a block add to x: the deeper the stack, the smaller they start [GPT-2 sec. 2.3]
+            # each block adds two branches to x: their outputs start smaller in a deeper stack [GPT-2 sec. 2.3]
             nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
             nn.init.normal_(block.attention.out.weight, std=(2 * layers * width) ** -0.5)
             nn.init.normal_(block.mlp.expand.weight, std=(2 * width) ** -0.5)
@@ -101,14 +102,14 @@ class Transformer(nn.Module):
 
 
 def convolutional_stem(channels: int, width: int, patch_size: int) -> nn.Sequential:
-    """Halve a picture by 3x3 convolutions until a patch is one position: (b 3 h w) -> (b d h/p w/p) [Xiao et al. 2021].
+    """Halve an image by 3x3 convolutions until each patch is one position: (b 3 h w) -> (b d h/p w/p) [Xiao et al. 2021].
 
-    One convolution as large as a patch must learn a corner anew for each place that it can have within the patch. The
-    channels double as the picture halves, so that the first layers, the largest pictures, do not take all the time.
+    A single convolution as large as a patch must learn a corner separately for each place that it can have in the patch.
+    The channels double as the image halves, so that the first layers, which see the largest images, do not dominate the cost.
     """
     halvings = patch_size.bit_length() - 1  # p = 2^k: k convolutions
-    sizes = [3] + [channels * 2**i for i in range(halvings - 1)] + [width]
+    widths = [3] + [channels * 2**i for i in range(halvings - 1)] + [width]
     layers = []
-    for before, after in zip(sizes, sizes[1:]):
+    for before, after in zip(widths, widths[1:]):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
-    return nn.Sequential(*layers[:-2])  # the encoder has a LayerNorm of its own next
+    return nn.Sequential(*layers[:-2])  # the encoder applies its own LayerNorm next

@@ -1,71 +1,86 @@
-"""Embed images and captions in one space, an image beside its caption [CLIP secs. 2.3, 2.4, figure 3].
+"""Embed images and captions in one space, an image close to its caption [CLIP secs. 2.3, 2.4, figure 3].
 
-    image (b 3 h w) ─▶ patches (b n d) ─▶ class token first ─▶ Transformer ─▶ token 0 ───▶ (b e) ─┐
-                                                                                               cosine
-    ids (b t) ───────▶ tokens (b t d) ───────────────────────▶ Transformer ─▶ token end ─▶ (b e) ─┘
+    image (b 3 h w) --> patches (b n d) --> class token first --> Transformer --> token 0 ------> (b e) --+
+                                                                                                          +--> logits (b b)
+    ids (b t) --------> tokens (b t d) -------------------------> Transformer --> token `end` --> (b e) --+
 
-The image encoder is a Vision Transformer with one more LayerNorm before its blocks, the text encoder a GPT-2.
-Module by module this is the published model, so that its weights load by renaming.
+The logits are scaled cosines, which the losses in loss.py compare. The image encoder is a Vision Transformer with one more
+LayerNorm before its blocks, the text encoder a GPT-2. The modules are those of the published model, so that its weights
+load by renaming.
 
-Where we depart: the toy cuts its patches by a few small convolutions, not one large one; images come in [-1, 1] and
-are normalised inside; the blocks of both encoders start alike (in OpenAI's code only the text's do so, the image's are
-left to PyTorch); captions may come with less padding.
+Where we depart: the toy model embeds patches by a few small convolutions, not by one large one; images come in [-1, 1] and
+are normalised by the encoder; the blocks of both encoders are initialised alike (OpenAI's code does so for the text encoder
+and leaves the image encoder's to PyTorch); captions may be padded to less than context_length.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
+from .errors import InputError
 from .layers import ACTIVATIONS, Transformer, convolutional_stem
+from .loss import LOSSES
 
 MAX_LOGIT_SCALE = math.log(100)  # a larger scale made training unstable [CLIP sec. 2.5]
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that the published weights were trained on
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models' training images
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare a config field; its help is also that of the command-line flag made from it."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Name every size of a CLIP; the defaults train in minutes on two CPU cores."""
+    """Choose every size of a CLIP, its activation and its loss; the defaults train in minutes on two CPU cores."""
 
-    image_size: int = 32            # side of an image in pixels
-    patch_size: int = 8             # side of a patch in pixels; half of it makes four times the image tokens
-    stem_width: int = 32            # channels of the stem's first convolution, doubled in each next; 0 for one large one, as published
-    vision_width: int = 64          # channels of an image token
-    vision_layers: int = 1          # blocks of the image encoder
-    vision_heads: int = 4           # attention heads of the image encoder
-    vision_mlp_ratio: float = 4.0   # width of the image encoder's MLPs, in widths of a token
-    text_width: int = 64            # channels of a text token
-    text_layers: int = 2            # blocks of the text encoder; one does not learn which object is named first
-    text_heads: int = 4             # attention heads of the text encoder
-    context_length: int = 16        # most tokens in a caption, its start and end included
-    vocab_size: int = 640           # ids of the tokenizer: 512 for bytes, one for each merge, start and end
-    embed_dim: int = 128            # dimensions of the space that images and captions share
-    activation: str = "gelu"        # of the MLPs: gelu, which torch computes faster, or quick_gelu (OpenAI's weights)
+    image_size: int = option(32, "side of an image in pixels")
+    patch_size: int = option(8, "side of a patch in pixels; half of it makes four times the image tokens")
+    stem_width: int = option(32, "channels of the first convolution of the stem that embeds patches, doubled in each next one; "
+                                 "0 for a single convolution as large as a patch, as published")
+    vision_width: int = option(64, "width of an image token")
+    vision_layers: int = option(1, "blocks of the image encoder")
+    vision_heads: int = option(4, "attention heads of the image encoder")
+    vision_mlp_ratio: float = option(4.0, "hidden width of the image encoder's MLPs, as a multiple of vision_width")
+    text_width: int = option(64, "width of a text token")
+    text_layers: int = option(2, "blocks of the text encoder; one does not learn which object is named first")
+    text_heads: int = option(4, "attention heads of the text encoder")
+    context_length: int = option(16, "most tokens in a caption, its start and end included")
+    vocab_size: int = option(640, "ids of the tokenizer: 512 for bytes, one for each merge, start and end")
+    embed_dim: int = option(128, "width of the embedding space that images and captions share")
+    activation: str = option("gelu", f"activation of the MLPs, {' or '.join(ACTIVATIONS)}: OpenAI's weights need quick_gelu, "
+                                     "torch computes gelu faster")
+    loss: str = option("softmax", f"contrastive loss, {' or '.join(LOSSES)}: softmax as in CLIP, sigmoid as in SigLIP")
 
     def __post_init__(self):
-        for field in fields(self):
-            least = 0 if field.name == "stem_width" else 1
-            if field.type in (int, float) and getattr(self, field.name) < least:
-                raise ValueError(f"{field.name} is {getattr(self, field.name)}: choose {least} or more")
+        for setting in fields(self):
+            value, kind = getattr(self, setting.name), type(setting.default)
+            least = 0 if setting.name == "stem_width" else 1
+            if kind is not str and not (isinstance(value, (int, kind)) and least <= value < math.inf):
+                raise InputError(f"{setting.name} is {value!r}: choose {least} or more ({kind.__name__})")
         if self.image_size % self.patch_size:
-            raise ValueError(
+            raise InputError(
                 f"image_size {self.image_size} does not divide into patches of {self.patch_size}: "
                 "choose a patch_size that divides it"
             )
         if self.stem_width and self.patch_size not in (2, 4, 8, 16, 32, 64):
-            raise ValueError(f"patch_size {self.patch_size} is no power of 2, and a stem halves: choose stem_width 0")
+            raise InputError(f"patch_size {self.patch_size} is no power of 2, and each convolution of the stem halves the "
+                             "image: choose stem_width 0")
         for encoder in ("vision", "text"):
             width, heads = getattr(self, f"{encoder}_width"), getattr(self, f"{encoder}_heads")
             if width % heads:
-                raise ValueError(
+                raise InputError(
                     f"{encoder}_width {width} is no multiple of {encoder}_heads {heads}: choose one that is"
                 )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is unknown: choose {' or '.join(ACTIVATIONS)}")
+        for name, table in (("activation", ACTIVATIONS), ("loss", LOSSES)):
+            if getattr(self, name) not in table:
+                raise InputError(f"{name} {getattr(self, name)!r} is unknown: choose {' or '.join(table)}")
 
     @property
     def patches(self) -> int:
@@ -74,7 +89,7 @@ class CLIPConfig:
 
     @classmethod
     def tiny(cls) -> "CLIPConfig":
-        """Return the toy model, 0.27 M parameters: images of 32 pixels and short captions."""
+        """Return the toy model, 0.27 M parameters: images of 32 x 32 pixels and short captions."""
         return cls()
 
     @classmethod
@@ -88,7 +103,7 @@ class CLIPConfig:
 
     @classmethod
     def vit_b_16(cls) -> "CLIPConfig":
-        """Return the published ViT-B/16, 150 M parameters: B/32 on smaller patches."""
+        """Return the published ViT-B/16, 150 M parameters: B/32 with smaller patches."""
         return replace(cls.vit_b_32(), patch_size=16)
 
     @classmethod
@@ -102,18 +117,18 @@ class CLIPConfig:
 
     @classmethod
     def vit_l_14_336(cls) -> "CLIPConfig":
-        """Return the published ViT-L/14@336px, 428 M parameters: L/14 on larger images."""
+        """Return the published ViT-L/14@336px, 428 M parameters: L/14 for larger images."""
         return replace(cls.vit_l_14(), image_size=336)
 
 
 class ImageEncoder(nn.Module):
-    """Read an image as a sequence of patches [ViT eqs. 1 to 4]."""
+    """Embed an image, read as a sequence of patches [ViT eqs. 1 to 4]."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
         width = config.vision_width
-        # constants, not weights: kept out of the state dict, yet moved to a device with the rest; on the CPU from the
-        # start, for `load` builds the weights on the meta device, where numbers are lost
+        # constants, not weights: not in the state dict, but they move to a device with the model. Made on the CPU by name,
+        # since `load` builds the model on the meta device, where values are lost
         for name, values in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
             self.register_buffer(name, rearrange(torch.tensor(values, device="cpu"), "c -> c 1 1"), persistent=False)
 
@@ -132,7 +147,7 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b 3 h w) in [-1, 1] -> (b e)."""
         x = ((images + 1) / 2 - self.mean) / self.std
-        x = rearrange(self.patch_embedding(x), "b d h w -> b (h w) d")    # (b n d) a token for each patch
+        x = rearrange(self.patch_embedding(x), "b d h w -> b (h w) d")    # (b n d) one token a patch
         class_token = repeat(self.class_embedding, "d -> b 1 d", b=len(x))
         x = torch.cat((class_token, x), dim=1) + self.positions           # (b 1+n d)
         x = self.transformer(self.ln_pre(x))
@@ -140,7 +155,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Read a caption from left to right and take what its last token knows [CLIP sec. 2.4]."""
+    """Embed a caption, read from left to right, by the output at its last token [CLIP sec. 2.4]."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -155,7 +170,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (b t) int64 -> (b e)."""
         b, t = ids.shape
-        # no token sees a later one, so `end` knows the whole caption and the padding after it changes nothing
+        # no token sees a later one: `end` sees the whole caption, and the padding after it changes nothing
         causal = torch.ones(t, t, dtype=torch.bool, device=ids.device).tril()
         x = self.token_embedding(ids) + self.positions[:t]                # (b t d)
         x = self.ln_final(self.transformer(x, causal))
@@ -164,14 +179,16 @@ class TextEncoder(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Hold the two encoders and the temperature between them."""
+    """Hold the two encoders, and the temperature (and bias, if the loss has one) that turns their cosines into logits."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.config = config
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # a logarithm [CLIP sec. 2.5]
+        objective = LOSSES[config.loss]
+        self.logit_scale = nn.Parameter(torch.tensor(objective.logit_scale))  # a logarithm [CLIP sec. 2.5]
+        self.logit_bias = None if objective.logit_bias is None else nn.Parameter(torch.tensor(objective.logit_bias))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed images (b 3 h w), float in [-1, 1], as features (b e), not normalised."""
@@ -193,10 +210,18 @@ class CLIP(nn.Module):
         text_features = F.normalize(self.encode_text(ids).float(), dim=-1)
         return image_features, text_features
 
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compare unit vectors (i e) and (j e): scale * cosine (+ bias) -> (i j) float32, what the loss expects."""
+        # kept out of autocast: bfloat16 has 8 bits of precision, and logits near 100 would be wrong by a quarter
+        with torch.autocast(image_features.device.type, enabled=False):
+            scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+            logits = scale * einsum(image_features.float(), text_features.float(), "i e, j e -> i j")
+            return logits if self.logit_bias is None else logits + self.logit_bias
+
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Hold the logit scale at 100 or less; call it after every optimizer step [CLIP sec. 2.5].
+        """Keep the scale at 100 or less, whatever the loss; call it after every optimizer step [CLIP sec. 2.5].
 
-        The loss clamps it too, but has no gradient beyond the limit: left there it would never come down.
+        `logits` clamps it too, but has no gradient beyond the limit: a scale left there would never come down.
         """
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

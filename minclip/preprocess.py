@@ -1,10 +1,10 @@
-"""Turn a picture into what the published CLIPs were trained to see, to the pixel [openai/CLIP, clip.py, _transform].
+"""Turn an image of any kind into the pixels that the published CLIPs were trained on [openai/CLIP, clip.py, _transform].
 
     any mode, any size --> short side to n, bicubic --> centre n x n --> RGB --> (3 n n) in [-1, 1]
 
-Each step leaves its mark on the features: the resize widens its kernel when it shrinks (antialias, which F.interpolate
-leaves out unless told), the crop rounds halves to even, and RGB comes last, so that a clear background shows the
-colour that lies under it. The mean and deviation of the channels are the model's affair.
+Each step changes the features: the resize widens its kernel when it shrinks (antialias, which F.interpolate does not do
+unless told), the crop rounds halves to even, and RGB comes last, so that a transparent background shows the colour stored
+under it. The model itself normalises by the mean and standard deviation of the channels.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def preprocess(image: Image.Image, image_size: int) -> Tensor:
-    """Scale, crop and convert a picture  ->  (3 n n) float32 in [-1, 1], n = image_size."""
+    """Scale, crop and convert an image -> (3 n n) float32 in [-1, 1], n = image_size."""
     short = min(image.size)
     width, height = (image_size if side == short else int(image_size * side / short) for side in image.size)
     if (width, height) != image.size:

@@ -1,15 +1,17 @@
-"""Load a CLIP from a file, whoever wrote it: the layout is recognised by what is inside, its keys renamed to ours.
+"""Load a CLIP from our own files or published ones: recognise the layout by its content, and rename its keys to ours.
 
-The shapes of the weights tell every size but two things: how many heads share a layer's width, and the activation of
-its MLPs. Both load cleanly when wrong and compute nonsense, so they are never guessed: they come from the layout
-itself (OpenAI's own files), from the config that lies beside the weights, or from `preset`.
+The shapes of the weights give every size, but neither the number of attention heads nor the activation of the MLPs. With
+a wrong value of either the weights load without an error and the features are wrong. So they are never guessed: they come
+from the layout itself (OpenAI's own files), from the config in the folder of the weights, or from `preset`.
 
-One more layout is one more function in LAYOUTS.
+A new layout is one more function in LAYOUTS.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .files import read
 from .model import CLIP, PIXEL_MEAN, PIXEL_STD, CLIPConfig
 
-# in a folder, the first of these is loaded
+# in a folder, the first of these that exists is loaded
 FILES = ("clip.pt", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
-# the models that are published without a config, and as what: width and heads of the image encoder; the text
-# encoder's heads are 64 wide in all of them; GELU, or QuickGELU where the name ends in -quickgelu
+# models published without a config: width and heads of the image encoder. The heads of the text encoder are 64 wide in
+# all of them; the activation is GELU, or QuickGELU where the name ends in -quickgelu
 PRESETS = {"ViT-B-32": (768, 12), "ViT-B-16": (768, 12), "ViT-L-14": (1024, 16), "ViT-L-14-336": (1024, 16),
            "ViT-H-14": (1280, 16), "ViT-g-14": (1408, 16), "ViT-bigG-14": (1664, 16)}
 
-OPENAI_NAMES = [  # theirs -> ours, one after the other
-    (r"^module\.", ""), (r"^text\.", ""),  # open_clip's parallel training, and its CustomTextCLIP
+OPENAI_NAMES = [  # theirs -> ours, each pattern applied in turn
+    (r"^module\.", ""), (r"^text\.", ""),  # prefixes of open_clip's parallel training and of its CustomTextCLIP
     (r"^visual\.conv1\.", "image_encoder.patch_embedding."),
     (r"^visual\.positional_embedding$", "image_encoder.positions"),
     (r"^visual\.proj$", "image_encoder.projection"),
@@ -56,37 +59,46 @@ HUGGING_FACE_NAMES = [
 def load(path: str | PathLike, device: str | torch.device = "cpu", preset: str | None = None) -> CLIP:
     """Return the CLIP stored in a file, or in a folder that has one of FILES, on `device` and in eval mode.
 
-    preset: one of PRESETS, or it with -quickgelu, for weights that nothing lies beside
-    Half-precision weights become float32. Raises ValueError, in one line, for a file that is damaged, would run code,
-    has no layout that we know, or does not fit it to the last tensor.
+    preset: one of PRESETS, optionally with -quickgelu, for weights without a config in their folder
+    Half-precision weights become float32. Raises InputError, in one line, for a file that is missing, damaged, would run
+    code, has no known layout, or has weights that do not fit its layout exactly.
     """
-    path = locate(Path(path))
+    path = locate(path)
     checkpoint = read(path)
     for layout, recognise in LAYOUTS.items():
-        try:
-            if (found := recognise(checkpoint, path, preset)) is not None:
-                config, weights = found
-                with torch.device("meta"):  # shapes without numbers: they take no time and no memory
-                    model = CLIP(config)
+        with as_input_error(path, layout):
+            found = recognise(checkpoint, path, preset)
+        if found is not None:
+            config, weights = found
+            with torch.device("meta"):  # shapes without values: no time and no memory
+                model = CLIP(config)
+            with as_input_error(path, layout):
                 fit(model, weights)
-                return model.to(device).eval()
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path} looks like {layout} but does not fit: {reason}") from error
-    raise ValueError(f"{path} is {describe(checkpoint)}: minclip reads {', '.join(LAYOUTS)}")
+            return model.to(device).eval()
+    raise InputError(f"{path} is {describe(checkpoint)}: minclip reads {', '.join(LAYOUTS)}")
 
 
-def locate(path: Path) -> Path:
-    """Find the weights in a folder; a file is itself."""
-    if not path.is_dir():
-        return path
+def locate(path: str | PathLike) -> Path:
+    """Return the file of weights of a folder; a file is returned as it is."""
+    if not os.path.isdir(path):
+        return Path(path)
     for name in FILES:
-        if (path / name).exists():
-            return path / name
-    raise ValueError(f"{path} has none of {', '.join(FILES)}: name the file itself")
+        if os.path.exists(os.path.join(path, name)):
+            return Path(path, name)
+    raise InputError(f"{path} has none of {', '.join(FILES)}: name the file itself")
 
 
-# ---- The layouts: (checkpoint, its path, preset) -> config, and weights under our names; None for any other ----------
+@contextmanager
+def as_input_error(path: Path, layout: str) -> Iterator[None]:
+    """Turn any error about the content of a file into an InputError of one line that names the file and its layout."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
+
+
+# ---- The layouts: (checkpoint, its path, preset) -> config, weights under our names; None for another layout ---------
 
 
 def from_ours(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
@@ -97,12 +109,12 @@ def from_ours(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConf
 
 
 def from_openai(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
-    """Read OpenAI's archives: heads are 64 wide, the activation is QuickGELU in all that they published."""
-    if not isinstance(checkpoint, dict) or "input_resolution" not in checkpoint:  # their mark, with two more
+    """Read OpenAI's archives: heads are 64 wide and the activation is QuickGELU in all of them."""
+    if not isinstance(checkpoint, dict) or "input_resolution" not in checkpoint:  # a key that only their archives have
         return None
     if any(name.startswith("visual.layer1.") for name in checkpoint):
-        raise ValueError("its image encoder is a ResNet, and minclip has Vision Transformers: take a ViT")
-    extras = ("input_resolution", "context_length", "vocab_size")  # the shapes say as much
+        raise InputError("its image encoder is a ResNet, and minclip has only Vision Transformers: take a ViT")
+    extras = ("input_resolution", "context_length", "vocab_size")  # the shapes give them too
     weights = rename({name: tensor for name, tensor in checkpoint.items() if name not in extras}, OPENAI_NAMES)
     sizes = infer(weights)
     return CLIPConfig(**sizes, vision_heads=sizes["vision_width"] // 64, text_heads=sizes["text_width"] // 64,
@@ -110,21 +122,21 @@ def from_openai(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPCo
 
 
 def from_open_clip(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
-    """Read open_clip's files, trained or in training: OpenAI's names, the rest in open_clip_config.json."""
+    """Read open_clip's weights and training checkpoints: OpenAI's names, the rest in open_clip_config.json."""
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
         checkpoint = checkpoint["state_dict"]
     if not isinstance(checkpoint, dict) or not any(re.search(r"^(module\.)?visual\.", name) for name in checkpoint):
         return None
     if any("visual.trunk." in name for name in checkpoint):
-        raise ValueError("its image encoder is one of timm's, and minclip has CLIP's own: take a ViT without timm")
+        raise InputError("its image encoder is one of timm's, and minclip has only CLIP's own: take a ViT without timm")
     weights = rename(checkpoint, OPENAI_NAMES)
-    weights["logit_scale"] = weights["logit_scale"].reshape(())  # some were saved as a list of one
-    weights.pop("logit_bias", None)                              # added to every logit alike: no ranking sees it
+    weights["logit_scale"] = weights["logit_scale"].reshape(())  # some files have shape (1,)
+    weights.pop("logit_bias", None)                              # shifts all logits alike: rankings and softmax ignore it
     return config_from(infer(weights), path, preset, "open_clip_config.json", open_clip_choices), weights
 
 
 def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
-    """Read a CLIPModel of Hugging Face's transformers: q, k and v apart, projections transposed."""
+    """Read a CLIPModel of Hugging Face's transformers: separate q, k and v, projections transposed."""
     if not isinstance(checkpoint, dict) or "vision_model.embeddings.class_embedding" not in checkpoint:
         return None
     weights = rename({name: tensor for name, tensor in checkpoint.items() if not name.endswith(".position_ids")},
@@ -137,7 +149,7 @@ def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> tuple[
     return config_from(infer(weights), path, preset, "config.json", hugging_face_choices), weights
 
 
-# name, for messages -> recogniser
+# name, for messages -> reader of a checkpoint, its path and a preset, which returns None for another layout
 LAYOUTS: dict[str, Callable[[Any, Path, str | None], tuple[CLIPConfig, dict[str, Tensor]] | None]] = {
     "a clip.pt of this project": from_ours,
     "an archive of OpenAI": from_openai,
@@ -146,11 +158,11 @@ LAYOUTS: dict[str, Callable[[Any, Path, str | None], tuple[CLIPConfig, dict[str,
 }
 
 
-# ---- What the layouts share -----------------------------------------------------------------------------------------
+# ---- Shared by the layouts ------------------------------------------------------------------------------------------
 
 
 def rename(weights: dict[str, Tensor], table: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """Rename keys by a table of regular expressions; a key that none of them knows stays as it is, for `fit` to name."""
+    """Rename keys by a table of regular expressions; a key that matches none is kept, so that `fit` reports it."""
     renamed = {}
     for name, tensor in weights.items():
         for theirs, ours in table:
@@ -160,7 +172,7 @@ def rename(weights: dict[str, Tensor], table: list[tuple[str, str]]) -> dict[str
 
 
 def infer(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Read off the weights every field of CLIPConfig that they tell: all but heads and activation."""
+    """Infer from the shapes of the weights all sizes of CLIPConfig but the heads."""
     def layers(encoder: str) -> int:
         return len([name for name in weights if re.fullmatch(rf"{encoder}\.transformer\.blocks\.\d+\.ln_1\.weight", name)])
 
@@ -177,24 +189,24 @@ def infer(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def config_from(sizes: dict[str, Any], path: Path, preset: str | None, beside: str, choices: Callable) -> CLIPConfig:
-    """Complete the sizes by heads and activation: those of `preset`, or of the config beside the weights."""
+def config_from(sizes: dict[str, Any], path: Path, preset: str | None, config_name: str, choices: Callable) -> CLIPConfig:
+    """Complete the sizes with heads and activation: those of `preset`, or of the config in the folder of the weights."""
     if preset is not None:
         name = preset.replace("/", "-").replace("@", "-").removesuffix("px")
         width, heads = PRESETS.get(name.removesuffix("-quickgelu"), (None, None))
         if width != sizes["vision_width"]:
             known = f"is {width} wide" if width else f"is unknown (known: {', '.join(PRESETS)})"
-            raise ValueError(f"the preset {preset} {known}, the image encoder here {sizes['vision_width']}")
+            raise InputError(f"the preset {preset} {known}, the image encoder here {sizes['vision_width']}")
         activation = "quick_gelu" if name.endswith("-quickgelu") else "gelu"
         return CLIPConfig(**sizes, vision_heads=heads, text_heads=sizes["text_width"] // 64, activation=activation)
-    file = path.parent / beside
+    file = path.parent / config_name
     if not file.exists():
-        raise ValueError(f"the weights do not tell heads and activation: put {beside} beside them, or name a preset, "
-                         f"one of {', '.join(PRESETS)}, ending in -quickgelu where the model's name does")
-    told, heads_and_activation = choices(json.loads(file.read_text(encoding="utf-8")))
-    for field, value in told.items():
+        raise InputError(f"heads and activation cannot be inferred from weights: put {config_name} beside them, or name a "
+                         f"preset, one of {', '.join(PRESETS)}, ending in -quickgelu where the model's name does")
+    config_sizes, heads_and_activation = choices(json.loads(file.read_text(encoding="utf-8")))
+    for field, value in config_sizes.items():
         if value != sizes[field]:
-            raise ValueError(f"{file} is of another model: {field} {value} there, {sizes[field]} in the weights")
+            raise InputError(f"{file} is of another model: {field} {value} there, {sizes[field]} in the weights")
     return CLIPConfig(**sizes, **heads_and_activation)
 
 
@@ -205,10 +217,10 @@ def open_clip_choices(content: dict) -> tuple[dict, dict]:
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "image_size", "layers", "width", "head_width",
              "mlp_ratio", "patch_size", "context_length", "vocab_size", "heads"}
     if surplus := {*model, *vision, *text} - known:
-        raise ValueError(f"its config asks for {sorted(surplus)[0]}, which minclip does not have")
+        raise InputError(f"its config asks for {sorted(surplus)[0]}, which minclip does not have")
     for name, ours in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
         if tuple(pixels.get(name, ours)) != ours:
-            raise ValueError(f"it takes pixels of {name} {pixels[name]}, and minclip normalises to {ours}")
+            raise InputError(f"it takes pixels of {name} {pixels[name]}, and minclip normalises by {ours}")
     return ({"vision_width": vision["width"], "vision_layers": vision["layers"],
              "text_width": text["width"], "text_layers": text["layers"]},
             {"vision_heads": vision["width"] // vision.get("head_width", 64), "text_heads": text["heads"],
@@ -218,21 +230,22 @@ def open_clip_choices(content: dict) -> tuple[dict, dict]:
 def hugging_face_choices(content: dict) -> tuple[dict, dict]:
     """Read config.json -> sizes that must agree with the weights; heads and activation.
 
-    What equals the library's default may be left out of the file.
+    The file may leave out what equals the library's default.
     """
-    def side(name: str, defaults: dict) -> dict:
+    def encoder_config(name: str, defaults: dict) -> dict:
         return {**defaults, **content.get(f"{name}_config", {}), **(content.get(f"{name}_config_dict") or {})}
 
     common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}
-    vision = side("vision", {**common, "hidden_size": 768, "num_attention_heads": 12})
-    text = side("text", {**common, "hidden_size": 512, "num_attention_heads": 8, "eos_token_id": 2, "vocab_size": 49408})
+    vision = encoder_config("vision", {**common, "hidden_size": 768, "num_attention_heads": 12})
+    text = encoder_config("text", {**common, "hidden_size": 512, "num_attention_heads": 8, "eos_token_id": 2,
+                                   "vocab_size": 49408})
     if vision["hidden_act"] != text["hidden_act"]:
-        raise ValueError(f"its activations are {vision['hidden_act']} and {text['hidden_act']}, and minclip has one for both")
+        raise InputError(f"its activations are {vision['hidden_act']} and {text['hidden_act']}, and minclip has one for both")
     for encoder in (vision, text):
         if encoder["layer_norm_eps"] != 1e-5:
-            raise ValueError(f"its LayerNorms have eps {encoder['layer_norm_eps']}, minclip's 1e-5")
-    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):  # 2, in old configs, means: the highest id
-        raise ValueError(f"its captions end in id {text['eos_token_id']}, and minclip takes the highest for the end")
+            raise InputError(f"its LayerNorms have eps {encoder['layer_norm_eps']}, minclip's 1e-5")
+    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):  # 2 in old configs means the highest id
+        raise InputError(f"its captions end in id {text['eos_token_id']}, and minclip takes the highest id for the end")
     return ({"vision_width": vision["hidden_size"], "vision_layers": vision["num_hidden_layers"],
              "text_width": text["hidden_size"], "text_layers": text["num_hidden_layers"]},
             {"vision_heads": vision["num_attention_heads"], "text_heads": text["num_attention_heads"],
@@ -254,7 +267,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
     }
     for what, names in misfits.items():
         if names:
-            raise ValueError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+            raise InputError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 

@@ -1,7 +1,7 @@
-"""Use a trained CLIP as it is: classify by naming the classes, search, and measure [CLIP sec. 3.1].
+"""Use a trained CLIP without further training: zero-shot classification, search, and recall [CLIP sec. 3.1].
 
-    labels ─▶ prompts ─▶ text features, a mean for each label (labels e) ─┬─▶ cosines ─▶ softmax (b labels)
-    images ─▶ image features (b e) ───────────────────────────────────────┘
+    labels --> prompts --> text features, their mean for each label (labels e) --+--> logits --> softmax (b labels)
+    images --> image features (b e) ---------------------------------------------+
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from .model import CLIP, MAX_LOGIT_SCALE
+from .errors import InputError
+from .loss import diagonal
+from .model import CLIP
 from .tokenizer import Tokenizer
 
-# for photographs and the published weights: a model knows only the kind of sentence that it was trained on
+# for photographs and the published weights; a model trained on other captions needs templates that look like those
 TEMPLATES = (
     "a photo of a {}.",
     "a bad photo of a {}.",
@@ -31,11 +33,11 @@ def class_embeddings(
     """Embed each label as the mean direction of its prompts: -> unit vectors (labels e) [CLIP sec. 3.1.4].
 
     A template is a sentence with {} in place of the label; the default is the label alone. Prompts are
-    normalised before the mean, so that all weigh the same. A template without {} raises ValueError.
+    normalised before the mean, so that all have the same weight. A template without {} raises InputError.
     """
     for template in templates:
         if "{}" not in template:
-            raise ValueError(f"the template {template!r} has no place for the label: write {{}} there")
+            raise InputError(f"the template {template!r} has no place for the label: write {{}} there")
     means = []
     for label in labels:
         prompts = [template.replace("{}", label) for template in templates]
@@ -47,16 +49,15 @@ def class_embeddings(
 
 @torch.no_grad()
 def classify(model: CLIP, images: Tensor, embeddings: Tensor) -> Tensor:
-    """Weigh classes for each image: images (b 3 h w), embeddings (labels e) -> probabilities (b labels)."""
+    """Classify images (b 3 h w) by class embeddings (labels e) -> probabilities (b labels)."""
     features = F.normalize(model.encode_image(images).float(), dim=-1)
-    scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-    return (scale * einsum(features, embeddings, "b e, labels e -> b labels")).softmax(dim=-1)
+    return model.logits(features, embeddings).softmax(dim=-1)             # a bias cancels in the softmax
 
 
 def search(query_embedding: Tensor, index_embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find what lies closest to the query: (e) among (n e) -> cosines (count), indices (count), best first.
+    """Find the embeddings closest to a query: (e) among (n e) -> cosines (count), indices (count), best first.
 
-    Neither need be normalised; either may be images or texts. A smaller index than `count` comes back whole.
+    Neither need be normalised; either may be images or texts. If n < count, all n are returned.
     """
     query = F.normalize(query_embedding, dim=-1)
     index = F.normalize(index_embeddings, dim=-1)
@@ -68,17 +69,15 @@ def recall_at_k(
 ) -> tuple[float, float]:
     """Return how often a right answer is among the k closest: image to text, text to image, each in [0, 1].
 
-    Features (n e), row i of the one belonging to row i of the other; same: boolean (n n) as in
-    contrastive_loss, so that the equal caption of another image is a hit as well.
+    Features (n e) of both, row i of one belonging to row i of the other; same (n n) boolean as in the losses, so that an
+    equal caption of another image counts as a hit.
     """
-    n = len(image_features)
-    if same is None:
-        same = torch.eye(n, dtype=torch.bool, device=image_features.device)
     image_features, text_features = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
     cosines = einsum(image_features, text_features, "i e, j e -> i j")
+    same = diagonal(cosines) if same is None else same
 
-    def hits(cosines: Tensor, right: Tensor) -> float:
-        closest = cosines.topk(min(k, n), dim=1).indices                  # (i k)
-        return right.gather(1, closest).any(dim=1).float().mean().item()
+    def hits(cosines: Tensor, same: Tensor) -> float:
+        closest = cosines.topk(min(k, len(cosines)), dim=1).indices       # (i k)
+        return same.gather(1, closest).any(dim=1).float().mean().item()
 
     return hits(cosines, same), hits(rearrange(cosines, "i j -> j i"), rearrange(same, "i j -> j i"))

@@ -1,20 +1,20 @@
-"""Turn captions into integers by byte-pair encoding [Sennrich et al. 2016, sec. 3.2; CLIP sec. 2.4].
+"""Encode captions as integers by byte-pair encoding [Sennrich et al. 2016, sec. 3.2; CLIP sec. 2.4].
 
     "A red circle!"  --words-->   a     red       circle           !
                      --bytes-->   a</w> r e d</w> c i r c l e</w>  !</w>
                      --merges-->  a</w> red</w>   circle</w>       !</w>
                      --ids-->     start 320 513 518 256 end 0 0 0
 
-A word starts as its UTF-8 bytes, the last of them marked `</w>`: the word ends here. Training joins the two
-neighbours that occur most into a new token, over and over; encoding replays those merges in the same order.
-Any text is bytes, so nothing is ever unknown: a word never seen in training only takes more tokens.
+A word starts as its UTF-8 bytes; `</w>` on the last one marks the end of the word. Training repeatedly merges the most
+frequent pair of neighbours into a new token; encoding replays those merges in the same order. Any text is bytes, so there
+is no unknown word: a word never seen in training only takes more tokens.
 
-Ids stand in CLIP's order: 256 bytes, the same 256 with `</w>`, one id per merge, start, end. So its published
-list of 48,894 merges, handed to `Tokenizer(merges)`, gives its published 49,408 ids.
+Ids are in CLIP's order: 256 bytes, the same 256 with `</w>`, one id per merge, start, end. So CLIP's 48,894
+merges, passed to `Tokenizer(merges)`, give its published 49,408 ids.
 
-Where we depart: a marker such as `<|endoftext|>` in a caption is read as the characters that it is, or else a
-caption could end itself early (with published merges it is the id, as in the published code); of the repairs that
-the published code leaves to the package ftfy we make all but one, that of mojibake: "cafÃ©" is not read as "café".
+Where we depart: a special token such as `<|endoftext|>` in a caption is read as plain characters, since a caption could
+otherwise end itself early (with published merges it is the id, as in the published code). Of the repairs that the published
+code leaves to the package ftfy we make all but one, that of mojibake: "cafÃ©" is not read as "café".
 """
 
 import gzip
@@ -24,6 +24,7 @@ import json
 import os
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise, takewhile
@@ -33,46 +34,48 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 END_OF_WORD = "</w>"
-MARKERS = ("<|startoftext|>", "<|endoftext|>")
-PIECES = re.compile(  # marker | contraction | letters and numerals | anything else but space
-    rf"{'|'.join(map(re.escape, MARKERS))}|'(?:[sſ]|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
+PIECES = re.compile(  # special token | contraction | letters and numerals | anything else but space
+    rf"{'|'.join(map(re.escape, SPECIAL_TOKENS))}|'(?:[sſ]|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+")
 ENTITY = re.compile(r"&#?\w+;")
 TERMINAL_COLOURS = re.compile("\x1b\\[[\\d;]*[a-zA-Z]")
 
-# What ftfy mends letter by letter: quotes straightened; ligatures, full and half width as plain letters; the bytes
-# 80 to 9F as Windows meant them; control characters dropped. The published merges were learnt on text so mended.
-STRAIGHT = str.maketrans({**dict.fromkeys("‘’‚‛ʼ", "'"), **dict.fromkeys("“”„‟", '"')})
-PLAIN = [*"ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ", chr(0x3000), *map(chr, range(0xFF01, 0xFFF0))]
+# The repairs of ftfy that act on single characters: quotes straightened; ligatures, full and half width as plain letters;
+# the bytes 80 to 9F read as Windows-1252; control characters dropped. The published merges were learned on such text.
+STRAIGHT_QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛ʼ", "'"), **dict.fromkeys("“”„‟", '"')})
+COMPATIBILITY = [*"ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬆ", chr(0x3000), *map(chr, range(0xFF01, 0xFFF0))]
 CONTROLS = [*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]
-MENDED = str.maketrans({
-    **STRAIGHT,
-    **{ord(letter): unicodedata.normalize("NFKC", letter).translate(STRAIGHT) for letter in PLAIN},
-    **{byte: (bytes([byte]).decode("cp1252", "ignore") or chr(byte)).translate(STRAIGHT) for byte in range(0x80, 0xA0)},
+REPAIRS = str.maketrans({
+    **STRAIGHT_QUOTES,
+    **{ord(letter): unicodedata.normalize("NFKC", letter).translate(STRAIGHT_QUOTES) for letter in COMPATIBILITY},
+    **{byte: (bytes([byte]).decode("cp1252", "ignore") or chr(byte)).translate(STRAIGHT_QUOTES) for byte in range(0x80, 0xA0)},
     **dict.fromkeys(CONTROLS, ""),
 })
-CLIP_MERGES = 48_894  # the published list goes on, CLIP's ids do not
+CLIP_MERGES = 48_894  # the published list is longer; CLIP has ids only for these
 FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
-# CLIP's order of the bytes: first the 188 that print, as themselves, then the others, each as a character
-# from 256 on. Spelt in these letters no token contains a space, so a merge is a line of text: "re d</w>".
+# CLIP's order of the bytes: first the 188 printable ones, written as themselves, then the others, written as the characters
+# from 256 on. In this alphabet no token contains a space, so that a merge is a line of text: "re d</w>".
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
-LETTERS = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
-BYTES = {letter: byte for byte, letter in LETTERS.items()}
+UNPRINTABLE = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_TO_CHARACTER = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(UNPRINTABLE)}
+CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
 
 def split_words(text: str) -> list[str]:
-    """Clean a caption and cut it into the words that are encoded one by one, as CLIP's published code does.
+    """Clean a caption and split it into the words that are encoded one by one, as CLIP's published code does.
 
-    Cleaning: HTML entities are resolved as often as they were escaped (twice where a tag stands), letters MENDED,
-    halves of a surrogate pair joined or made U+FFFD, accents composed (NFC), letters lower-cased.
+    Cleaning: HTML entities are resolved as often as they were escaped (twice if the text has a tag), characters replaced by
+    REPAIRS, halves of a surrogate pair joined or replaced by U+FFFD, accents composed (NFC), letters lower-cased.
     A word is a contraction ('s), a run of letters, a single numeral, or a run of anything else; white space
     only separates.
     """
     while "<" not in text and (plainer := ENTITY.sub(lambda entity: html.unescape(entity[0]), text)) != text:
-        text = plainer  # with tags in it a text may well mean its entities
-    text = TERMINAL_COLOURS.sub("", text).translate(MENDED)
+        text = plainer  # a text with tags may mean its entities literally
+    text = TERMINAL_COLOURS.sub("", text).translate(REPAIRS)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = html.unescape(html.unescape(unicodedata.normalize("NFC", text))).lower()
 
@@ -81,34 +84,34 @@ def split_words(text: str) -> list[str]:
         if piece.isalpha() or not piece[0].isalnum():
             words.append(piece)
             continue
-        # `re` takes numerals such as ² and ½ for letters; str.isalpha is exactly Unicode's class of letters
+        # `re` counts numerals such as ² and ½ as letters; str.isalpha is exactly Unicode's class of letters
         for letters, run in groupby(piece, str.isalpha):
             words.extend(["".join(run)] if letters else run)
     return words
 
 
 def normalise(text: str) -> str:
-    """Return what survives of a text: decode(encode(text)) == normalise(text), for any text whatever.
+    """Return what encoding keeps of a text: decode(encode(text)) == normalise(text), for any text.
 
-    Encoding keeps words, not the gaps between them; each comes back as a space: "It's RED!" -> "it 's red !".
+    Encoding keeps the words but not the gaps between them; each gap is decoded as a space: "It's RED!" -> "it 's red !".
     """
     return " ".join(split_words(text))
 
 
 def split_bytes(word: str) -> list[str]:
-    """Spell a word with one token per UTF-8 byte, the last one marked: "red" -> ["r", "e", "d</w>"]."""
-    letters = [LETTERS[byte] for byte in word.encode("utf-8")]
-    return [*letters[:-1], letters[-1] + END_OF_WORD]
+    """Split a word into one token per UTF-8 byte, the last one with END_OF_WORD: "red" -> ["r", "e", "d</w>"]."""
+    characters = [BYTE_TO_CHARACTER[byte] for byte in word.encode("utf-8")]
+    return [*characters[:-1], characters[-1] + END_OF_WORD]
 
 
-def spell(token: str) -> bytes:
-    """Return the bytes that a token stands for, its mark as a space: "ed</w>" -> b"ed "."""
-    letters = token.removesuffix(END_OF_WORD)
-    return bytes(BYTES[letter] for letter in letters) + (b" " if letters != token else b"")
+def token_bytes(token: str) -> bytes:
+    """Return the bytes of a token, END_OF_WORD as a space: "ed</w>" -> b"ed "."""
+    characters = token.removesuffix(END_OF_WORD)
+    return bytes(CHARACTER_TO_BYTE[character] for character in characters) + (b" " if characters != token else b"")
 
 
 def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join every occurrence of a pair, from left to right: ["a", "b", "c"], ("a", "b") -> ["ab", "c"]."""
+    """Merge every occurrence of a pair, from left to right: ["a", "b", "c"], ("a", "b") -> ["ab", "c"]."""
     merged, i = [], 0
     while i < len(tokens):
         width = 2 if tuple(tokens[i : i + 2]) == pair else 1
@@ -120,13 +123,13 @@ def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
 def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str]]:
     """Learn at most `limit` merges, the most frequent pair first [Sennrich et al. 2016, algorithm 1].
 
-    A tie goes to the pair that is last in the alphabet, so that the order of the captions changes nothing.
+    A tie goes to the last pair in alphabetical order, so that the order of the captions changes nothing.
     Stops early once every word is a single token.
     """
     words = [split_bytes(word) for word in word_counts]
     counts = list(word_counts.values())
     pair_counts = Counter()
-    words_with = defaultdict(set)  # pair -> words where it was ever seen: a merge need not visit any others
+    words_with = defaultdict(set)  # pair -> words that have ever contained it: a merge visits only those
 
     def count(index: int, sign: int) -> None:
         for pair in pairwise(words[index]):
@@ -151,49 +154,49 @@ def learn_merges(word_counts: dict[str, int], limit: int) -> list[tuple[str, str
 class Tokenizer:
     """Encode captions as rows of ids, start ... end 0 0 0, and decode them again.
 
-    merges: pairs of tokens, in the order in which they were learnt
-    markers: read MARKERS in a text as the ids `start` and `end`, as the published code does
+    merges: pairs of tokens, in the order in which they were learned
+    special_tokens: read SPECIAL_TOKENS in a text as the ids `start` and `end`, as the published code does
     Public: `start`, `end` (always the highest id), `vocab_size`, `merges`, `fingerprint`.
     """
 
-    def __init__(self, merges: Iterable[tuple[str, str]], markers: bool = False):
+    def __init__(self, merges: Iterable[tuple[str, str]], special_tokens: bool = False):
         self.merges = [tuple(pair) for pair in merges]
-        letters = list(LETTERS.values())
-        tokens = letters + [letter + END_OF_WORD for letter in letters] + list(map("".join, self.merges))
+        characters = list(BYTE_TO_CHARACTER.values())
+        tokens = characters + [character + END_OF_WORD for character in characters] + list(map("".join, self.merges))
         self.start = len(tokens)
         self.end = self.start + 1
         self.vocab_size = self.end + 1
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.spelling = [spell(token) for token in tokens] + [b"", b""]  # start and end spell nothing
-        self.cache: dict[str, list[int]] = {}  # word -> ids: captions repeat a few words over and over
-        if markers:
-            self.cache.update(zip(MARKERS, ([self.start], [self.end])))
+        self.token_bytes = [token_bytes(token) for token in tokens] + [b"", b""]  # start and end have none
+        self.cache: dict[str, list[int]] = {}  # word -> ids: captions repeat the same few words
+        if special_tokens:
+            self.cache.update(zip(SPECIAL_TOKENS, ([self.start], [self.end])))
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn merges from captions until there are `vocab_size` ids, or fewer if they hold too few words.
+        """Learn merges from captions until there are `vocab_size` ids, or fewer if the captions have too few words.
 
-        Raises ValueError for a vocab_size too small for the bytes.
+        Raises InputError for a vocab_size too small for the bytes.
         """
         smallest = 256 + 256 + 2
         if vocab_size < smallest:
-            raise ValueError(f"vocab_size {vocab_size} has no room for the bytes: choose {smallest} or more")
+            raise InputError(f"vocab_size {vocab_size} has no room for the bytes: choose {smallest} or more")
         word_counts = Counter()
-        for caption, count in Counter(captions).items():  # equal captions are cut into words once
+        for caption, count in Counter(captions).items():  # equal captions are split into words only once
             for word in split_words(caption):
                 word_counts[word] += count
         return cls(learn_merges(word_counts, vocab_size - smallest))
 
     @property
     def fingerprint(self) -> str:
-        """Name this vocabulary in 12 hexadecimal digits: equal for equal merges, on any machine."""
+        """Return 12 hexadecimal digits that identify the vocabulary: equal for equal merges, on any machine."""
         return hashlib.sha256("\n".join(map(" ".join, self.merges)).encode("utf-8")).hexdigest()[:12]
 
     def encode(self, texts: str | Sequence[str], context_length: int, truncate: bool = False) -> Tensor:
         """Encode captions as ids (b t) int64, t = context_length, each row start ... end and zeros after it.
 
-        One string is a batch of one. A caption that is too long raises ValueError, unless `truncate` cuts it
+        One string is a batch of one. A caption that is too long raises InputError, unless `truncate` cuts it
         and makes its last id `end`.
         """
         texts = [texts] if isinstance(texts, str) else texts
@@ -202,9 +205,9 @@ class Tokenizer:
             ids = [self.start, *(i for word in split_words(text) for i in self._encode_word(word)), self.end]
             if len(ids) > context_length:
                 if not truncate:
-                    raise ValueError(
+                    raise InputError(
                         f"the caption {text!r} takes {len(ids)} tokens with its start and end, the limit is "
-                        f"{context_length}: shorten it (in code, truncate=True cuts it)"
+                        f"{context_length}: shorten it, or pass truncate=True"
                     )
                 ids = [*ids[: context_length - 1], self.end]
             row[: len(ids)] = torch.tensor(ids)
@@ -213,13 +216,13 @@ class Tokenizer:
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Decode ids (t,) up to the first `end`, with one space between words; broken UTF-8 becomes U+FFFD.
 
-        Whatever follows `end` is padding. Its 0 is also the id of "!", so only `end` tells them apart.
+        What follows `end` is padding. Its 0 is also the id of "!", so only `end` separates them.
         """
         ids = takewhile(lambda i: i != self.end, torch.as_tensor(ids).tolist())
-        return b"".join(self.spelling[i] for i in ids).decode("utf-8", "replace").removesuffix(" ")
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace").removesuffix(" ")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the merges as JSON, to a file beside `path` that then takes its place: never half a file."""
+        """Write the merges as JSON, to a temporary file that then replaces `path`: never half a file."""
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         with open(temporary, "w", encoding="utf-8") as file:
@@ -232,19 +235,19 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Read what `save` wrote, or CLIP's published merges, from a file or the first of FILES in a folder.
 
-        Published are OpenAI's bpe_simple_vocab_16e6.txt, packed or not, and Hugging Face's merges.txt (with its
-        vocab.json) or tokenizer.json. Anything else raises ValueError.
+        Published are OpenAI's bpe_simple_vocab_16e6.txt, gzipped or not, and Hugging Face's merges.txt (with its
+        vocab.json) or tokenizer.json. Anything else raises InputError.
         """
-        path = Path(path)
-        if path.is_dir():
-            found = [path / name for name in FILES if (path / name).exists()]
+        if os.path.isdir(path):
+            found = [name for name in FILES if os.path.exists(os.path.join(path, name))]
             if not found:
-                raise ValueError(f"{path} has no tokenizer: looked for {', '.join(FILES)}")
-            path = found[0]
+                raise InputError(f"{path} has no tokenizer: looked for {', '.join(FILES)}")
+            path = os.path.join(path, found[0])
+        path = Path(path)
         try:
             text = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8").read()
             ids = {}
-            if path.suffix != ".json":  # merges alone, below a line about the version
+            if path.suffix != ".json":  # merges alone, below a line with the version
                 merges, published = text.splitlines()[1 : 1 + CLIP_MERGES], True
                 if (path.parent / "vocab.json").exists():
                     ids = json.loads((path.parent / "vocab.json").read_text(encoding="utf-8"))
@@ -254,11 +257,14 @@ class Tokenizer:
                 model = content["model"] if published else content
                 merges, ids = model["merges"], model.get("vocab", {})
             pairs = (line.split() if isinstance(line, str) else line for line in merges)
-            tokenizer = cls(((first, second) for first, second in pairs), markers=published)
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is not a tokenizer: expected what Tokenizer.save wrote, or CLIP's merges") from error
-        if moved := [token for token, i in ids.items() if tokenizer.ids.get(token, i) != i]:
-            raise ValueError(f"{path} gives {moved[0]!r} another id than CLIP does: its text model cannot be ours")
+            tokenizer = cls(((first, second) for first, second in pairs), special_tokens=published)
+            moved = [token for token, i in ids.items() if tokenizer.ids.get(token, i) != i]
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path} is not a tokenizer: expected what Tokenizer.save wrote, or CLIP's merges") from error
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        if moved:
+            raise InputError(f"{path} gives {moved[0]!r} another id than CLIP does: its text model cannot be ours")
         return tokenizer
 
     def _encode_word(self, word: str) -> list[int]:

@@ -1,5 +1,6 @@
 """DALL·E: one transformer that reads a caption and then writes the codes of an image."""
 
+from .errors import InputError
 from .generate import generate, generate_steps, rerank
 from .loss import dalle_loss, drop_captions
 from .model import DALLE, DALLEConfig
@@ -7,5 +8,6 @@ from .pretrained import load
 from .tokenizer import Tokenizer
 
 __all__ = [
-    "DALLE", "DALLEConfig", "Tokenizer", "dalle_loss", "drop_captions", "generate", "generate_steps", "load", "rerank",
+    "DALLE", "DALLEConfig", "InputError", "Tokenizer", "dalle_loss", "drop_captions", "generate", "generate_steps",
+    "load", "rerank",
 ]

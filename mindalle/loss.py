@@ -1,4 +1,4 @@
-"""The objective of DALL·E and the caption dropout that guidance needs: pure functions of tensors."""
+"""The objective of DALL·E, and the caption dropout that guidance needs: pure functions of tensors."""
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,12 @@ from torch import Tensor
 def dalle_loss(
     text_logits: Tensor, image_logits: Tensor, text: Tensor, codes: Tensor, text_weight: float = 1 / 8
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weigh the two mean cross-entropies, in nats a token: the image seven times the text [DALL·E sec. 2.2].
+    """Sum the mean cross-entropies of text and image, in nats a token, weighted 1 to 7 [DALL·E sec. 2.2].
 
-    Images are the aim; modelling the text as well helps to understand it. Padding counts as text.
+    Images are the goal; learning to predict the text as well helps to understand it. Padding counts as text.
 
     text_logits (b t-1 v), image_logits (b n v), text (b t), codes (b n) or (b g g)
-    ->  loss, text loss, image loss, each ()
+    -> loss, text loss, image loss, each ()
     """
     text_loss = cross_entropy(text_logits, text[:, 1:])  # nothing predicts the first token of a caption
     image_loss = cross_entropy(image_logits, codes)
@@ -22,17 +22,15 @@ def dalle_loss(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Average -log p(target) over all tokens, in float32: logits (b n v), targets (b ...)  ->  ()"""
+    """Average -log p(target) over all tokens, in float32: logits (b n v), targets (b ...) -> ()"""
     logits = rearrange(logits, "b n v -> (b n) v").float()
     return F.cross_entropy(logits, rearrange(targets, "b ... -> (b ...)"))
 
 
-def drop_captions(
-    text: Tensor, empty: Tensor, probability: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Put the empty caption in place of some, for the model to learn images without one [CFG, alg. 1].
+def drop_captions(text: Tensor, empty: Tensor, probability: float) -> Tensor:
+    """Replace captions by the empty one, at random, so that the model learns images without a caption too [CFG, alg. 1].
 
-    text (b t), empty (t,) the tokens of the empty caption, probability of dropping a caption  ->  a new (b t)
+    text (b t), empty (t,) the tokens of the empty caption, probability of dropping a caption -> a new (b t)
     """
-    dropped = torch.rand(len(text), 1, device=text.device, generator=generator) < probability  # (b 1)
+    dropped = torch.rand(len(text), 1, device=text.device) < probability  # (b 1)
     return torch.where(dropped, empty, text)

@@ -1,61 +1,71 @@
 """DALL·E: a GPT over the tokens of a caption and then the codes of its image [DALL·E sec. 2.2].
 
-    text  (b t)   ─> embedding + position ─┐                              ┌─ first t-1 ─> text head  (b t-1 v)
-                                           ├─> Block × layers ─> norm ────┤
-    codes (b n-1) ─> embedding + position ─┘     (b t+n-1 d)              └─ other n ───> image head (b n v)
+    text  (b t)   --> embedding + position --+                                +-- first t-1 --> text head  (b t-1 v)
+                                             +--> Block × layers --> norm ----+
+    codes (b n-1) --> embedding + position --+     (b t+n-1 d)                +-- other n ----> image head (b n v)
 
     reads       text 0   text 1   ...   text t-1   code 0   ...   code n-2
     predicts    text 1   text 2   ...   code 0     code 1   ...   code n-1
 
-No token marks the start of the image: the last text position, having read all of the text, predicts code 0.
+No token marks the start of the image: the last text position, which has read all of the text, predicts code 0.
 
-Where we depart from the paper, as minDALL-E does: each of the two vocabularies has its own embedding and
-head, so no logit needs masking; one learned position per code, not one per row plus one per column; padding is
-an ordinary token, not a different one at each position; layers attend in full unless told otherwise. Unlike both, the
-toy also turns queries and keys by row and column (`rotary`) [RoFormer], so that a shape learned in one place is known in
-all.
+Codes are read and predicted in the order of decoding, `order`: code 0 above is the first that is drawn. Outside the model
+codes are always a grid in reading order. Positions, learned and rotary, belong to a place of the grid, not to a step.
+
+Where we depart from the paper, as minDALL-E does: each of the two vocabularies has its own embedding and head, so no logit
+needs masking; each code has its own learned position, instead of one per row plus one per column; padding is an ordinary
+token, not a different one at each position; all layers use full attention unless told otherwise. Unlike both, the toy also
+turns queries and keys by row and column (`rotary`) [RoFormer], so that a shape learned at one place is known at all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import KINDS, Block, Cache, attention_mask, places, rotations
+from .errors import InputError
+from .layers import ORDERS, PATTERNS, Block, Cache, attention_mask, rotations
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare a config field; its help is also that of the command-line flag made from it."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class DALLEConfig:
-    text_vocab: int = 640  # size of the tokenizer's vocabulary
-    image_vocab: int = 512  # size of the VQGAN's codebook
-    text_length: int = 16  # tokens in a caption, padding included
-    grid: int = 8  # side of the grid of codes: an image is grid · grid codes
-    width: int = 96  # channels of a token
-    layers: int = 4  # transformer blocks
-    heads: int = 4  # attention heads per block
-    attention: str = "full"  # full, row, column, convolutional: one for all layers or a,b,... in turn
-    rotary: bool = True  # turn queries and keys by row and column, so that how far apart codes are counts, not where
-    kernel: int = 3  # side of the square that convolutional attention sees, odd (the paper: 11)
-    text_loss_weight: float = 1 / 8  # share of the text in the loss; the image has the rest
+    text_vocab: int = option(640, "size of the tokenizer's vocabulary")
+    image_vocab: int = option(512, "size of the VQGAN's codebook")
+    text_length: int = option(16, "tokens in a caption, padding included")
+    grid: int = option(8, "side of the grid of codes: an image is grid · grid codes")
+    width: int = option(96, "channels of a token")
+    layers: int = option(4, "transformer blocks")
+    heads: int = option(4, "attention heads per block")
+    attention: str = option("full", f"{', '.join(PATTERNS)}: one for all layers, or a,b,... for the layers in turn")
+    order: str = option("row_major", f"order in which codes are drawn: {', '.join(ORDERS)}")
+    rotary: bool = option(True, "2-D RoPE: attention sees relative row and column")
+    kernel: int = option(3, "side of the square that convolutional attention sees, odd (the paper: 11)")
 
     def __post_init__(self):
-        for name in ("text_vocab", "image_vocab", "grid", "width", "layers", "heads", "kernel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: make it 1 or more")
-        if self.text_length < 2:
-            raise ValueError(f"text_length is {self.text_length}: make it 2 or more")
+        for name in ("text_vocab", "image_vocab", "text_length", "grid", "width", "layers", "heads", "kernel"):
+            value, least = getattr(self, name), 2 if name == "text_length" else 1
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}: make it a whole number, {least} or more")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide by {self.heads} heads: make it a multiple")
+            raise InputError(f"width {self.width} is not divisible by {self.heads} heads: make it a multiple")
         if self.rotary and self.width // self.heads % 4:
-            raise ValueError(f"a head is {self.width // self.heads} channels wide: rotary needs a multiple of 4")
+            raise InputError(f"a head is {self.width // self.heads} channels wide: rotary needs a multiple of 4")
         if self.kernel % 2 == 0:
-            raise ValueError(f"kernel is {self.kernel}: make it odd, so that it has a centre")
-        if not 0 <= self.text_loss_weight <= 1:
-            raise ValueError(f"text_loss_weight is {self.text_loss_weight}: make it a share from 0 to 1")
-        for kind in self.attention.split(","):
-            if kind not in KINDS:
-                raise ValueError(f"attention has no kind {kind!r}: choose from {', '.join(KINDS)}")
+            raise InputError(f"kernel is {self.kernel}: make it odd, so that it has a centre")
+        if self.order not in ORDERS:
+            raise InputError(f"there is no order {self.order!r}: choose from {', '.join(ORDERS)}")
+        for pattern in self.attention.split(","):
+            if pattern not in PATTERNS:
+                raise InputError(f"attention has no pattern {pattern!r}: choose from {', '.join(PATTERNS)}")
+            if pattern != "full" and self.order != "row_major":  # the others are windows of codes in reading order
+                raise InputError(f"attention {pattern} needs order row_major, not {self.order}: change one of the two")
 
     @property
     def image_length(self) -> int:
@@ -64,14 +74,14 @@ class DALLEConfig:
 
     @property
     def length(self) -> int:
-        """Tokens that are read: all of the text, all codes but the last."""
+        """t + n - 1, the tokens that are read: the last code is predicted, never read. Masks and angles are cut to it."""
         return self.text_length + self.image_length - 1
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The attention of each layer. The paper: row,column,row,row in turn, the 64th convolutional."""
-        pattern = self.attention.split(",")
-        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+    def patterns(self) -> tuple[str, ...]:
+        """The attention pattern of each layer. The paper: row,column,row,row in turn, the 64th convolutional."""
+        patterns = self.attention.split(",")
+        return tuple(patterns[layer % len(patterns)] for layer in range(self.layers))
 
     @classmethod
     def tiny(cls) -> "DALLEConfig":
@@ -98,18 +108,23 @@ class DALLE(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.text_head = nn.Linear(config.width, config.text_vocab, bias=False)
         self.image_head = nn.Linear(config.width, config.image_vocab, bias=False)
-        # Layers of one kind share one mask. Masks and angles follow from the config: a checkpoint need not hold them.
-        for kind in sorted(set(config.kinds)):
-            mask = attention_mask(kind, config.text_length, config.grid, config.kernel)
-            self.register_buffer(f"{kind}_mask", mask, persistent=False)
-        angles = rotations(config.text_length, config.grid, config.width // config.heads) if config.rotary else None
-        self.register_buffer("rotation", angles, persistent=False)
+        # The buffers follow from the config: a checkpoint need not hold them. Layers of one pattern share one mask.
+        places = ORDERS[config.order](config.grid)
+        self.register_buffer("places", places, persistent=False)                # (n) the place drawn at each step
+        self.register_buffer("steps", places.argsort(), persistent=False)       # (n) the step that draws each place
+        for pattern in sorted(set(config.patterns)):
+            mask = attention_mask(pattern, config.text_length, config.grid, config.kernel)[: config.length, : config.length]
+            self.register_buffer(f"{pattern}_mask", mask, persistent=False)
+        rotation = None
+        if config.rotary:
+            rotation = rotations(config.text_length, places, config.grid, config.width // config.heads)[: config.length]
+        self.register_buffer("rotation", rotation, persistent=False)
         self.initialise()
 
     def initialise(self) -> None:
         """Draw weights from N(0, 0.02²), smaller ones where a block adds to its input [GPT-2 sec. 2.3].
 
-        There are 2 · layers such sums; unscaled, the deeper the model, the larger what its head would see.
+        There are 2 · layers such sums; without the scaling, the output of a deeper model would be larger.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -120,37 +135,41 @@ class DALLE(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def embed_text(self, text: Tensor) -> Tensor:
-        """Turn the tokens of whole captions (b t) into (b t d)."""
+        """Embed the tokens of whole captions (b t) -> (b t d)"""
         if text.shape[1] != self.config.text_length:
             raise ValueError(f"captions have {text.shape[1]} tokens: pad or cut to {self.config.text_length}")
         return self.text_embedding(text) + self.text_positions
 
-    def embed_codes(self, codes: Tensor, start: int | Tensor = 0) -> Tensor:
-        """Turn the codes (b i) that stand at start, start + 1, ... of an image into (b i d)."""
-        return self.image_embedding(codes) + self.image_positions[places(start, codes.shape[1])]
+    def embed_codes(self, codes: Tensor, start: int = 0) -> Tensor:
+        """Embed the codes (b i) drawn at steps start, start + 1, ... -> (b i d)"""
+        places = self.places[start : start + codes.shape[1]]
+        return self.image_embedding(codes) + self.image_positions[places]
 
-    def hidden(self, x: Tensor, caches: list[Cache] | None = None, start: int | Tensor = 0) -> Tensor:
-        """Run the blocks over embedded tokens (b i d), which stand at start, start + 1, ...  ->  (b i d)
+    def transform(self, x: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """Run the blocks over embedded tokens (b i d), which follow those in the caches -> (b i d)
 
-        caches, one per layer, hold the tokens before `start` and take in these. If start is a tensor, all positions are
-        looked at, the later ones masked: shapes are then the same for every token.
+        caches, one per layer, take in these tokens too; without them, x starts with the first token of the text.
         """
-        where = places(start, x.shape[1])
-        end = where.stop if isinstance(where, slice) else self.config.length
-        rotation = None if self.rotation is None else self.rotation[where]
-        for layer, (block, kind) in enumerate(zip(self.blocks, self.config.kinds)):
-            mask = self.get_buffer(f"{kind}_mask")[where, :end]                 # (i j)
-            x = block(x, mask, rotation, caches[layer] if caches else None, start)
+        start = caches[0].filled if caches else 0
+        end = start + x.shape[1]
+        rotation = None if self.rotation is None else self.rotation[start:end]
+        for block, pattern, cache in zip(self.blocks, self.config.patterns, caches or [None] * len(self.blocks)):
+            mask = self.get_buffer(f"{pattern}_mask")[start:end, :end]          # (i j)
+            x = block(x, mask, rotation, cache)
         return self.norm(x)
+
+    def to_grid(self, codes: Tensor) -> Tensor:
+        """Put codes (b n) that are in the order of decoding in their places -> (b g g)"""
+        return rearrange(codes[:, self.steps], "b (g1 g2) -> b g1 g2", g1=self.config.grid)
 
     def forward(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Predict every token from those before it, all at once.
 
-        text (b t) int64, codes (b n) or (b g g) int64
-        ->  text logits (b t-1 v), row i predicts text[:, i+1]; image logits (b n v), row i predicts code i
+        text (b t) int64, codes (b n) or (b g g) int64 in reading order
+        -> text logits (b t-1 v), row i predicts text[:, i+1]; image logits (b n v), row i predicts codes[:, i]
         """
         t = self.config.text_length
-        codes = rearrange(codes, "b ... -> b (...)")
+        codes = rearrange(codes, "b ... -> b (...)")[:, self.places]            # (b n), the first drawn first
         x = torch.cat([self.embed_text(text), self.embed_codes(codes[:, :-1])], dim=1)
-        x = self.hidden(x)                                                      # (b t+n-1 d)
-        return self.text_head(x[:, : t - 1]), self.image_head(x[:, t - 1 :])
+        x = self.transform(x)                                                   # (b t+n-1 d)
+        return self.text_head(x[:, : t - 1]), self.image_head(x[:, t - 1 :][:, self.steps])

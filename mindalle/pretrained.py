@@ -1,17 +1,20 @@
-"""Read a DALL·E from a file: recognise whose it is by what it holds, and rename its weights into ours.
+"""Load a DALL·E from a file: recognise the layout by its content, and rename the weights into ours.
 
 minDALL-E, 1.3 billion parameters, is published by Kakao Brain as one archive (linked from the README of
-kakaobrain/minDALL-E; weights under CC BY-NC-SA 4.0). `load` takes the folder that comes out of it,
+kakaobrain/minDALL-E; weights under CC BY-NC-SA 4.0). `load` takes the folder that it unpacks to,
 
     1.3B/  config.yaml  stage1_last.ckpt  stage2_last.ckpt  tokenizer/
 
-and reads its transformer, stage 2; stage 1 is a VQGAN. All weights but the joined queries, keys and values stay
+and reads its transformer, stage 2; stage 1 is a VQGAN. Except for the joined queries, keys and values, weights stay
 mapped from the file until they are used: loading takes half the file's size in memory, using the model 1.3 times.
 """
 
 import math
+import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .model import DALLE, DALLEConfig
 
-FILES = ("dalle.pt", "stage2_last.ckpt")  # what a folder may hold: a run of ours, minDALL-E
+FILES = ("dalle.pt", "stage2_last.ckpt")  # looked for in a folder: our own, then minDALL-E's
 
-# minDALL-E's part of a name -> ours; a name with none of these stays, so that `fit` can say it
+# part of a name in minDALL-E -> in ours; a name with none of these stays as it is, and `fit` reports it
 NAMES = {
     "tok_emb_txt.": "text_embedding.", "tok_emb_img.": "image_embedding.",
     "pos_emb_txt.weight": "text_positions", "pos_emb_img.weight": "image_positions",
@@ -36,16 +40,18 @@ NAMES = {
 def from_ours(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
     """Read {"kind": "dalle", "config": its fields, "weights": state dict, ...}; None for anything else."""
     if isinstance(checkpoint, dict) and checkpoint.get("kind") == "dalle":
-        return DALLEConfig(**checkpoint["config"]), checkpoint["weights"]
+        # older files have text_loss_weight among the fields, which is an option of training, not of the model
+        config = {name: value for name, value in checkpoint["config"].items() if name != "text_loss_weight"}
+        return DALLEConfig(**config), checkpoint["weights"]
     return None
 
 
 def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
-    """Read minDALL-E's state dict, bare or under "state_dict" with whatever beside it; None for anything else."""
-    theirs = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(theirs, dict) or "tok_emb_img.weight" not in theirs:
+    """Read minDALL-E's state dict, bare or under "state_dict" with any other keys beside it; None for anything else."""
+    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or "tok_emb_img.weight" not in weights:
         return None
-    weights = {name: tensor for name, tensor in theirs.items() if not name.endswith(".attn.mask")}  # it is a constant
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".attn.mask")}  # a constant
     shape = {
         "text_vocab": len(weights["tok_emb_txt.weight"]),
         "image_vocab": len(weights["tok_emb_img.weight"]),
@@ -58,74 +64,85 @@ def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, T
         for kind in ("weight", "bias"):
             names = [f"blocks.{layer}.attn.{part}.{kind}" for part in ("query", "key", "value")]
             parts = [weights.pop(name) for name in names]
-            for name, part in zip(names, parts):  # once joined, rows too many here would make up for rows too few there
+            for name, part in zip(names, parts):  # joined, a row too many in one would make up for a row missing in another
                 if set(part.shape) != {shape["width"]}:
-                    raise ValueError(f"{name} has another shape")
+                    raise InputError(f"{name} has another shape")
             weights[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-    for part, ours in NAMES.items():
-        weights = {name.replace(part, ours): tensor for name, tensor in weights.items()}
+    for theirs, ours in NAMES.items():
+        weights = {name.replace(theirs, ours): tensor for name, tensor in weights.items()}
     heads = read_heads(path.with_name("config.yaml"), shape)
     return DALLEConfig(**shape, heads=heads, rotary=False), weights
 
 
 def read_heads(path: Path, shape: dict[str, int]) -> int:
-    """Find the number of heads, which no tensor shows, in the config.yaml beside the weights.
+    """Read the number of heads, which no tensor shows, from the config.yaml beside the weights.
 
-    Raises ValueError where that says something that our model does not do, or that is not so. Without it only
-    the one published shape is known.
+    Raises InputError where the file contradicts the weights, or asks for something that our model does not do. Without
+    n_heads in a file only the published shape is accepted.
     """
     text = re.sub("#.*", "", path.read_text(encoding="utf-8")) if path.is_file() else ""
     sections = re.split(r"^(?=\w)", text, flags=re.MULTILINE)  # stage1 has an embed_dim as well
     stage2 = next((section for section in sections if section.startswith("stage2:")), "")
-    said = dict(re.findall(r"(\w+):[ \t]+['\"]?([^\s,}'\"]+)", stage2))
+    settings = dict(re.findall(r"(\w+):[ \t]+['\"]?([^\s,}'\"]+)", stage2))
     for name, value in {
         "type": "transformer1d", "gelu_use_approx": False, "embed_dim": shape["width"], "n_layers": shape["layers"],
         "vocab_size_txt": shape["text_vocab"], "vocab_size_img": shape["image_vocab"],
         "ctx_len_txt": shape["text_length"], "ctx_len_img": shape["grid"] ** 2,
     }.items():
-        if said.get(name, str(value)).lower() != str(value).lower():
-            raise ValueError(f"{path.name} says {name}: {said[name]}, but what is read here is {name}: {value}")
-    if "n_heads" in said:
-        return int(said["n_heads"])
+        if settings.get(name, str(value)).lower() != str(value).lower():
+            raise InputError(f"{path.name} has {name}: {settings[name]}, but mindalle reads these weights as {name}: {value}")
+    if "n_heads" in settings:
+        return int(settings["n_heads"])
     published = DALLEConfig.mindalle_1_3b()
     if any(size != getattr(published, name) for name, size in shape.items()):
-        raise ValueError("no weight shows its number of heads: put the config.yaml with its n_heads beside it")
+        raise InputError("no weight shows its number of heads: put the config.yaml with its n_heads beside it")
     return published.heads
 
 
-# What a refusal lists, and its reader, which returns None where the file is of another layout.
+# layout, as a refusal names it -> its reader: (checkpoint, path) -> config and weights, or None for another layout
 LAYOUTS = {"a dalle.pt of this project": from_ours, "minDALL-E's stage2_last.ckpt": from_mindalle}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> DALLE:
-    """Build the DALL·E of a file or of minDALL-E's folder, in eval mode. Any other file: a ValueError of one line."""
+    """Build the DALL·E of a file or of minDALL-E's folder, in eval mode. Any other file: an InputError of one line."""
     path = locate(Path(path))
     checkpoint = read(path)
     for layout, reader in LAYOUTS.items():
-        try:
-            if (found := reader(checkpoint, path)) is not None:
-                config, weights = found
-                with torch.device("meta"):  # shapes only: no time, no memory
-                    model = DALLE(config)
+        with refusing(path, layout):
+            found = reader(checkpoint, path)
+        if found is not None:
+            config, weights = found
+            with torch.device("meta"):  # shapes only: no time, no memory
+                model = DALLE(config)
+            with refusing(path, layout):
                 fit(model, weights)
-                return model.to(device).eval()
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise ValueError(f"{path} looks like {layout} but does not fit: {reason}") from error
-    raise ValueError(f"{path} is {describe(checkpoint)}: mindalle reads {', '.join(LAYOUTS)}")
+            return model.to(device).eval()
+    raise InputError(f"{path} is {describe(checkpoint)}: mindalle reads {', '.join(LAYOUTS)}")
+
+
+@contextmanager
+def refusing(path: Path, layout: str) -> Iterator[None]:
+    """Turn an error caused by the content of a file of this layout into an InputError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
 
 
 def locate(path: Path) -> Path:
-    """Find the weights in a folder; a path that is no folder stays what it is."""
-    if not path.is_dir():
+    """Find the weights in a folder; any other path is returned as it is."""
+    if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` says what is wrong with the path
         return path
     for name in FILES:
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return path / name
-    raise ValueError(f"{path} has no {' and no '.join(FILES)}: name the file itself")
+    raise InputError(f"{path} has no {' and no '.join(FILES)}: name the file itself")
 
 
-# `ModelCheckpoint`, `read` and `fit` have twins in minvqgan/pretrained.py, `describe` in both other packages'.
+# `fit` and `describe` have twins in the other two packages' pretrained.py, `ModelCheckpoint` and `read` in minvqgan's.
 class ModelCheckpoint:
     """Stand in for the class of this name that old Lightning files mention: it holds nothing and does nothing."""
 
@@ -134,18 +151,18 @@ ModelCheckpoint.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
 
 
 def read(path: str | PathLike) -> Any:
-    """Read a file of tensors and plain values onto the CPU; one that asks to run any code is refused, by its name."""
+    """Read a file of tensors and plain values onto the CPU; refuse one that asks to run code, naming what it wanted."""
     try:
         with torch.serialization.safe_globals([ModelCheckpoint]):
             # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise  # no such file, no permission: it says so itself
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes make the unpickler fail in every way there is
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
+            raise InputError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
         reason, known = type(error).__name__, ", ".join(LAYOUTS)
-        raise ValueError(f"{path} is no file of plain tensors, or damaged ({reason}); what is read: {known}") from error
+        raise InputError(f"{path} is damaged, or no file of plain tensors ({reason}); supported: {known}") from error
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -162,7 +179,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
     }
     for what, names in misfits.items():
         if names:
-            raise ValueError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+            raise InputError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 

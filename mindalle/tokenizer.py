@@ -1,20 +1,21 @@
-"""Turn captions into integers as minDALL-E does: byte-pair encoding over characters [Sennrich et al. 2016, sec. 3.2].
+"""Encode captions as integers as minDALL-E does, by byte-pair encoding over characters [Sennrich et al. 2016, sec. 3.2].
 
     "A red circle, [UNK]ž"  --words-->       a     red       circle           ,      [UNK]  ž
                             --characters-->  a</w> r e d</w> c i r c l e</w>  ,</w>  [UNK]  [UNK]
                             --merges-->      a</w> red</w>   circle</w>       ,</w>  [UNK]  [UNK]
                             --ids-->         58    121       129              65     1      1      0 0
 
-A word starts as its characters, the last of them marked `</w>`: the word ends here. The merges then join
-neighbours into longer tokens, the earliest learnt first. A character that the vocabulary lacks is [UNK].
-A caption has no start and no end: it is cut to its length, or filled up with [PAD].
+A word starts as its characters; `</w>` on the last one marks the end of the word. The merges then join neighbours into
+longer tokens, in the order in which they were learned. A character that the vocabulary lacks becomes [UNK]. A caption has no
+start and no end token: it is cut to its length, or filled up with [PAD].
 
-This only reads the two files that minDALL-E publishes (the ids above are of a smaller vocabulary). To learn a
-vocabulary from captions see minclip/tokenizer.py, whose smallest parts are bytes, so that nothing is unknown.
+This only reads the two files that minDALL-E publishes (the ids above are those of a smaller vocabulary). To learn a
+vocabulary from captions see minclip/tokenizer.py, which starts from bytes, so that nothing is unknown.
 """
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -25,21 +26,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 END_OF_WORD, PAD, UNKNOWN = "</w>", "[PAD]", "[UNK]"
 SPECIAL = re.compile(r"(\[PAD\]|\[UNK\])")
-INVISIBLE = ("Cc", "Cf", "Co", "Cs")  # control, format, private, half a pair; not unassigned: so is the newest emoji
-SYMBOLS = "$+<=>^`|~"  # of ASCII, that stand alone although Unicode does not class them as punctuation
-IDEOGRAPHS = re.compile(  # the ranges of the `tokenizers` library, which minDALL-E runs, its gap from 2b820 included
+INVISIBLE = ("Cc", "Cf", "Co", "Cs")  # control, format, private use, surrogates; unassigned ones stay: a new emoji may be one
+SYMBOLS = "$+<=>^`|~"  # ASCII characters that are words of their own, though not punctuation in Unicode
+IDEOGRAPHS = re.compile(  # as in the `tokenizers` library, which minDALL-E runs, including its gap from 2b820
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
     "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
 
 
 def split_words(text: str) -> list[str]:
-    """Clean a text and cut it into the words that are encoded one by one, as BERT does, its accents kept.
+    """Clean a text and split it into the words that are encoded one by one, as BERT does, but keeping accents.
 
-    Control and format characters vanish. White space separates words; a mark of punctuation and a Chinese
-    character are each a word of their own; all else is lower-cased.
+    Control and format characters are removed. White space separates words; each punctuation mark and each Chinese
+    character is a word of its own; everything else is lower-cased.
     """
     cleaned = []
     for character in text:
@@ -49,14 +52,14 @@ def split_words(text: str) -> list[str]:
         elif category[0] == "P" or character in SYMBOLS or IDEOGRAPHS.match(character):
             cleaned.append(f" {character} ")
         elif category not in INVISIBLE and character != "\N{REPLACEMENT CHARACTER}":
-            cleaned.append(character.lower())  # one by one: a whole word's lower() ends a Greek one in ς, not σ
+            cleaned.append(character.lower())  # one by one: lower() of a whole Greek word would end in ς, not σ
     return "".join(cleaned).split()
 
 
 class Tokenizer:
     """Encode captions as rows of ids, ... [PAD] [PAD], and decode them again.
 
-    vocabulary: token -> id, with [PAD] and [UNK]. merges: pairs of tokens, in the order in which they were learnt.
+    vocabulary: token -> id, with [PAD] and [UNK]. merges: pairs of tokens, in the order in which they were learned.
     Public: `pad`, `unknown`, `vocab_size`, `merges`, `fingerprint`.
     """
 
@@ -65,41 +68,43 @@ class Tokenizer:
         self.merges = [tuple(pair) for pair in merges]
         needed = {PAD, UNKNOWN, *(token for pair in self.merges for token in (*pair, "".join(pair)))}
         if missing := needed - self.ids.keys():
-            raise ValueError(f"the vocabulary lacks {min(missing)!r}, which the merges or the padding need")
+            raise InputError(f"the vocabulary lacks {min(missing)!r}, which the merges or the padding need")
         if sorted(self.ids.values()) != list(range(len(self.ids))):
-            raise ValueError(f"the {len(self.ids)} ids of the vocabulary are not 0, 1, 2, ..., each once")
+            raise InputError(f"the {len(self.ids)} ids of the vocabulary are not 0, 1, 2, ..., each once")
         self.pad, self.unknown, self.vocab_size = self.ids[PAD], self.ids[UNKNOWN], len(self.ids)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.tokens = sorted(self.ids, key=self.ids.get)  # id -> token
-        self.cache: dict[str, list[int]] = {}  # word -> ids: captions repeat a few words over and over
+        self.cache: dict[str, list[int]] = {}  # word -> ids: the same few words occur in most captions
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Tokenizer":
-        """Read ...vocab.json and the ...merges.txt beside it, both as published; damaged ones raise ValueError.
+        """Read ...vocab.json and the ...merges.txt beside it, both as published; missing or damaged ones raise InputError.
 
-        path is the first of the two, minDALL-E's folder `tokenizer`, or the folder `1.3B` around that.
+        path is the first of the two, minDALL-E's folder `tokenizer`, or the folder `1.3B` that contains it.
         """
         path = Path(path)
-        if path.is_dir():
-            path = (path / "tokenizer" if (path / "tokenizer").is_dir() else path) / "bpe-16k-vocab.json"
+        if os.path.isdir(path):
+            path = (path / "tokenizer" if os.path.isdir(path / "tokenizer") else path) / "bpe-16k-vocab.json"
         merges = path.with_name(path.name.replace("vocab.json", "merges.txt"))
         try:
             vocabulary = json.loads(path.read_text(encoding="utf-8"))
-            lines = merges.read_text(encoding="utf-8").split("\n")  # not splitlines: it knows other ends of a line
+            lines = merges.read_text(encoding="utf-8").split("\n")  # splitlines would split at other characters too
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             return cls(vocabulary, ((first, second) for first, second in pairs))
+        except OSError as error:
+            raise InputError(f"{error.filename}: {error.strerror}") from error
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} and {merges.name} are not minDALL-E's tokenizer, or damaged: {error}") from error
+            raise InputError(f"{path} and {merges.name} are damaged, or not minDALL-E's tokenizer: {error}") from error
 
     @property
     def fingerprint(self) -> str:
-        """Name this vocabulary in 12 hexadecimal digits: equal for equal ids and merges, on any machine."""
+        """Identify this vocabulary by 12 hexadecimal digits: equal for equal ids and merges, on any machine."""
         return hashlib.sha256(json.dumps([self.tokens, self.merges]).encode()).hexdigest()[:12]
 
     def encode(self, texts: str | Sequence[str], context_length: int) -> Tensor:
-        """Encode captions as ids (b t) int64, t = context_length: longer ones are cut, shorter ones end in [PAD].
+        """Encode captions as ids (b t) int64, t = context_length: longer ones are cut, shorter ones padded with [PAD].
 
-        One string is a batch of one. `[PAD]` and `[UNK]`, spelt like this in a caption, stand for themselves.
+        One string is a batch of one. `[PAD]` and `[UNK]`, written like this in a caption, become those tokens.
         """
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.full((len(texts), context_length), self.pad)
@@ -109,18 +114,18 @@ class Tokenizer:
         return rows
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """Decode ids (t,) without the padding, a space after each word: "a [UNK]at" for "a ♞at"."""
+        """Decode ids (t,), leaving out [PAD], with a space after each word: "a [UNK]at" for "a ♞at"."""
         tokens = [self.tokens[i] for i in torch.as_tensor(ids).tolist() if i != self.pad]
         return "".join(tokens).replace(END_OF_WORD, " ").removesuffix(" ")
 
     def _encode_part(self, part: str) -> list[int]:
-        """Encode what stands between two special tokens, or one of them."""
+        """Encode one special token, or the text between two of them."""
         if SPECIAL.fullmatch(part):
             return [self.ids[part]]
         return [i for word in split_words(part) for i in self._encode_word(word)]
 
     def _encode_word(self, word: str) -> list[int]:
-        """Replay the merges on one word, the earliest learnt first, and of the same one the leftmost."""
+        """Replay the merges on one word: the earliest learned first, and among equal pairs the leftmost."""
         if word not in self.cache:
             tokens = [token if token in self.ids else UNKNOWN for token in (*word[:-1], word[-1] + END_OF_WORD)]
             while known := [(self.ranks[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in self.ranks]:

@@ -1,89 +1,98 @@
-"""Replace every latent vector by the nearest of v learned vectors, and let gradients through all the same.
+"""Quantise latents: replace each vector by one of v codes, and let gradients through all the same.
 
-The encoder draws a grid of vectors z. The codebook owns v vectors e_0 ... e_{v-1} of the same width. Each
-vector of the grid is replaced by the nearest e_k, and k is its code: a picture becomes g·g integers
-[VQ-VAE sec. 3.1; VQGAN eq. 2].
+The encoder computes a grid of latent vectors. The codebook holds v learned vectors of the same width. Each latent
+is replaced by the nearest of them, whose row number is its code: an image becomes g·g integers [VQ-VAE sec. 3.1;
+VQGAN eq. 2].
 
     z (b z g g) --> nearest --> codes (b g g) --> lookup --> z_q (b z g g) --> decoder
          ^                                                        |
          +------------ straight_through: the gradient's way back -+
 
-"Nearest" is a staircase: nudge z a little and the code stays as it was, so the true gradient is zero nearly
+"Nearest" is a step function: a small change of z leaves the code as it was, so the true gradient is zero almost
 everywhere and the encoder would never learn. Three remedies, all in this file:
-  - `straight_through` hands the decoder's gradient on to the encoder as if nothing had been replaced;
+  - `straight_through` copies the decoder's gradient to the encoder as if nothing had been replaced;
   - the loss pulls codes towards latents (codebook term) and latents towards codes (commitment term);
-  - a code that no latent chooses gets no gradient, so it is restarted where latents are badly served.
+  - a code that no latent chooses gets no gradient, so it is restarted on a latent, likely one far from all codes.
 
-To try another quantiser, write it here with the same `forward`, `lookup` and `clamp`, and change the two
-places of model.py that say `Codebook`: its import and its call. `GumbelCodebook` is one: there a code is not
-near, but likely.
+`Codebook` is the above. `GumbelCodebook` classifies instead of measuring distances; `FiniteScalar` rounds to a
+fixed grid and needs only the first remedy.
 
-Departures: codes narrow and, by choice, l2-normalised [ViT-VQGAN sec. 3.2]; restarted, which keeps all in
-use; and a rare code pays for being rare, which makes pictures easy to predict code by code (`choose`). beta is
-on the commitment term, as in [VQ-VAE eq. 3]; VQGAN's published code has it on the codebook term by mistake.
+To add a quantiser, write a class that is built from the VQGANConfig and has
+
+    forward(z (b z g g)) -> Quantised        lookup(codes (b g g)) -> z_q (b z g g)        clamp(z) -> z
+
+and add one line to QUANTISERS, the table at the end: config, help and tests read it. A hyperparameter of its own
+is a new field of VQGANConfig. Buffers must be persistent: `load` gives values only to what the file holds.
+
+Departures: codes are narrow and, optionally, l2-normalised [ViT-VQGAN sec. 3.2]; unused ones are restarted, which
+keeps all in use; and a rare code costs more, which makes images easier to predict code by code (`choose`). beta
+is on the commitment term, as in [VQ-VAE eq. 3]; VQGAN's published code has it on the codebook term by mistake.
 """
 
-from math import log
-from typing import NamedTuple
+from math import log, prod
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # model.py imports this file
+    from .model import VQGANConfig
 
 
 class Quantised(NamedTuple):
-    """Hold what comes of quantising a grid of latents."""
+    """Hold the result of quantising a grid of latents."""
 
-    z_q: Tensor    # (b z g g)  the chosen vectors; their gradient goes to z
-    codes: Tensor  # (b g g)    int64 in [0, v), the vectors' row numbers
-    loss: Tensor   # ()         codebook term + beta · commitment term; or the KL to equal use
+    z_q: Tensor    # (b z g g)  the vectors of the codes; their gradient goes to z
+    codes: Tensor  # (b g g)    int64 in [0, v)
+    loss: Tensor   # ()         what the quantiser adds to the training loss
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     """Return the values of z_q with the gradient of z [VQ-VAE sec. 3.2].
 
-    Forward, z + (z_q - z) is z_q. Backward, the bracket is detached, a constant, and d/dz z = 1 is left: z
-    receives exactly the gradient that the decoder sends to z_q. It is an estimate, good as long as z_q is
-    close to z: a change that would help the decoder at z_q is taken to help at z too.
+    Forward, z + (z_q - z) is z_q. Backward, the bracket is detached, a constant, and d/dz z = 1 remains: z receives
+    exactly the gradient that the decoder sends to z_q. This is an estimate, good as long as z_q is close to z: it
+    assumes that a change which would help the decoder at z_q helps at z too.
     """
     return z + (z_q - z).detach()
 
 
 def squared_distances(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Compare each of rows (n z) with each of vectors (v z)  ->  ‖row - e‖² (n v).
+    """Compare each of rows (n z) with each of vectors (v z) -> ‖row - vector‖² (n v).
 
-    It is ‖row‖² - 2 row·e + ‖e‖², and row·e for all rows and vectors is a single matrix product.
+    It is ‖row‖² - 2 row·vector + ‖vector‖², and the dot products of all pairs are a single matrix product.
     """
     with torch.autocast(rows.device.type, enabled=False):  # bf16 cannot tell close codes apart
-        crossed = einsum(rows, vectors, "n z, v z -> n v")
-        return rows.square().sum(dim=1, keepdim=True) - 2 * crossed + vectors.square().sum(dim=1)
+        dots = einsum(rows, vectors, "n z, v z -> n v")
+        return rows.square().sum(dim=1, keepdim=True) - 2 * dots + vectors.square().sum(dim=1)
 
 
 class Codebook(nn.Module):
-    """Quantise latents by v learned vectors.
+    """Quantise latents to the nearest of v learned vectors.
 
-    The vectors learn by gradient, so all that moves them is in the loss below; moving averages (EMA) would do
-    as well, with two more buffers and an update rule beside the optimiser's.
+    The vectors are learned by gradient, so everything that moves them is in the loss below; moving averages (EMA)
+    would do as well, at the cost of two more buffers and an update rule beside the optimiser's.
 
-    codebook_size: v, the number of vectors
-    codebook_dim: z, the width of each
+    Reads from the config:
+    codebook_size, codebook_dim: v, the number of vectors, and z, their width
     l2_normalised: compare directions only; codes and latents then lie on the unit sphere
     beta: weight of the commitment term
-    rate_weight: price of a code's length, -log(how often it is chosen), beside its squared distance
-    restart_after: training batches that a code may go unused before it is moved to where latents are
+    rate_weight: price of a code's length, -log(how often it is chosen), relative to its squared distance
+    restart_after: training batches that a code may go unused before it is moved onto a latent
     """
 
-    def __init__(self, codebook_size: int, codebook_dim: int, l2_normalised: bool, beta: float,
-                 rate_weight: float, restart_after: int):
+    def __init__(self, config: "VQGANConfig"):
         super().__init__()
-        self.l2_normalised, self.beta = l2_normalised, beta
-        self.rate_weight, self.restart_after = rate_weight, restart_after
-        self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
-        # Training batches since each code was last chosen. A new codebook counts as dead from end to end, so
-        # that the first batch initialises it with encoder outputs. A buffer: a resumed run must know it too.
-        self.register_buffer("idle", torch.full((codebook_size,), restart_after))
-        self.register_buffer("share", torch.full((codebook_size,), 1 / codebook_size))  # of choices, lately
+        self.l2_normalised, self.beta = config.l2_normalised, config.beta
+        self.rate_weight, self.restart_after = config.rate_weight, config.restart_after
+        size = config.codebook_size
+        self.vectors = nn.Parameter(torch.randn(size, config.codebook_dim))
+        # Training batches since each code was last chosen. In a new codebook all codes count as dead, so that the
+        # first batch initialises them with encoder outputs. A buffer: a resumed run must know it too.
+        self.register_buffer("idle", torch.full((size,), config.restart_after))
+        self.register_buffer("share", torch.full((size,), 1 / size))  # of recent choices, per code
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantise z (b z g g). Training mode restarts dead codes, much as BatchNorm updates its means."""
@@ -101,7 +110,7 @@ class Codebook(nn.Module):
         return Quantised(straight_through(z, z_q), codes, codebook_term + self.beta * commitment_term)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Fetch the vectors of codes (b g g) int64  ->  z_q (b z g g)."""
+        """Fetch the vectors of codes (b g g) int64 -> z_q (b z g g)."""
         return rearrange(self.normalise(self.vectors, dim=1)[codes], "b h w z -> b z h w")
 
     def clamp(self, z: Tensor) -> Tensor:
@@ -116,74 +125,134 @@ class Codebook(nn.Module):
         return F.normalize(x, dim=dim) if self.l2_normalised else x
 
     def choose(self, rows: Tensor) -> Tensor:
-        """Find a code for each of rows (n z): the nearest, or a common one that is nearly as near  ->  (n) int64.
+        """Find a code for each of rows (n z): the nearest, or a common one that is nearly as near -> (n) int64.
 
-        A plain sky could be any of a hundred nearly equal codes, picked by noise, which a model of the codes
-        then has to predict. So a code also pays for its length in nats, -log share [Chou, Lookabaugh and Gray 1989].
+        A plain sky could be any of a hundred nearly equal codes, picked by noise, which a model of the codes would
+        then have to predict. So a code also pays for its length in nats, -log share [Chou, Lookabaugh and Gray 1989].
         """
         price = -self.rate_weight * self.share.log()                                       # (v)
         return (squared_distances(rows, self.normalise(self.vectors.detach(), dim=1)) + price).argmin(dim=1)
 
     def count(self, codes: Tensor) -> None:
-        """Keep account of which codes (n) a training batch chose."""
+        """Record which codes (n) a training batch chose."""
         chosen = torch.bincount(codes, minlength=len(self.idle))
         self.idle = torch.where(chosen > 0, 0, self.idle + 1)
-        self.share.lerp_(chosen / len(codes), 0.01).clamp_(min=1e-5)  # over some hundred batches
+        self.share.lerp_(chosen / len(codes), 0.01).clamp_(min=1e-5)  # averages about a hundred batches
 
     @torch.no_grad()
     def restart_dead_codes(self, rows: Tensor) -> None:
         """Move codes unused for `restart_after` batches onto latents of this batch, rows (n z).
 
-        The worse a latent is served, the likelier a code comes to it, as in k-means++. Drawn evenly, most would
-        land on the background, which has codes enough.
+        The farther a latent is from its nearest live code, the likelier it is to get a new one, as in k-means++. If
+        all latents were equally likely, most dead codes would land on the background, which has codes enough.
         """
         dead = self.idle >= self.restart_after                                             # (v)
         distance = squared_distances(rows, self.normalise(self.vectors, dim=1)).masked_fill(dead, torch.inf)
-        odds = distance.amin(dim=1).nan_to_num(posinf=1).clamp(min=1e-9)                   # (n) alike if all are dead
-        drawn = rows[torch.multinomial(odds, len(dead), replacement=True)]                 # (v z)
-        self.vectors.copy_(torch.where(rearrange(dead, "v -> v 1"), drawn, self.vectors))
-        self.idle[dead] = 0  # a full term in which to be chosen
+        odds = distance.amin(dim=1).nan_to_num(posinf=1).clamp(min=1e-9)                   # (n) equal if all are dead
+        sampled = rows[torch.multinomial(odds, len(dead), replacement=True)]               # (v z)
+        self.vectors.copy_(torch.where(rearrange(dead, "v -> v 1"), sampled, self.vectors))
+        self.idle[dead] = 0  # restart_after more batches in which to be chosen
         self.share[dead] = 1 / len(dead)
 
 
 class GumbelCodebook(nn.Module):
     """Quantise by a classifier: each position has a logit for every code [DALL-E sec. 2.1; Jang et al. 2017].
 
-    Evaluation takes the likeliest code. Training draws one: the largest logit after adding Gumbel noise is a
-    sample of softmax(logits). Straight-through once more: forward the code that was drawn, backward the mean of
-    all by softmax, so that each code that could have been drawn tells the encoder what it would have changed.
-    Noise tries all codes while logits are flat, hence no restarts; a small KL keeps them from being sure too soon.
+    Evaluation takes the likeliest code. Training samples one: the largest logit after adding Gumbel noise is a sample
+    of softmax(logits). Straight-through again: the forward pass uses the sampled code, the backward pass the mean of
+    all by softmax, so that every code that could have been sampled tells the encoder what it would have changed.
+    The noise tries all codes while logits are flat, hence no restarts; a small KL term keeps the logits from
+    becoming certain too soon.
 
-    codebook_size, codebook_dim: v and z, as above
-    temperature: of the softmax backward; lower is truer to the draw and noisier. DALL-E goes from 1 to 1/16
+    Reads codebook_size v and codebook_dim z from the config. Two attributes, which a schedule may set:
+    temperature: of the softmax in the backward pass; lower is closer to the sample and noisier. DALL-E goes from 1
+                 to 1/16
     kl_weight: price of a nat of KL(softmax(logits) ‖ uniform), averaged over positions
     """
 
-    def __init__(self, codebook_size: int, codebook_dim: int, temperature: float = 1.0, kl_weight: float = 5e-4):
+    def __init__(self, config: "VQGANConfig"):
         super().__init__()
-        self.temperature, self.kl_weight = temperature, kl_weight
-        self.proj = nn.Conv2d(codebook_dim, codebook_size, 1)
-        self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
+        self.temperature, self.kl_weight = 1.0, 5e-4
+        self.proj = nn.Conv2d(config.codebook_dim, config.codebook_size, 1)
+        self.vectors = nn.Parameter(torch.randn(config.codebook_size, config.codebook_dim))
 
     def forward(self, z: Tensor) -> Quantised:
-        """Quantise z (b z g g): by chance in training mode, by argmax otherwise."""
+        """Quantise z (b z g g): at random in training mode, by argmax otherwise."""
         with torch.autocast(z.device.type, enabled=False):  # bf16 cannot tell close codes apart
             logits = self.proj(z.float())                                                  # (b v g g)
-            noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0  # Gumbel's, or none
+            noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0  # Gumbel(0, 1), or none
             codes = (logits + noise).argmax(dim=1)                                         # (b g g)
             soft = ((logits + noise) / self.temperature).softmax(dim=1)
             expected = einsum(soft, self.vectors.detach(), "b v h w, v z -> b z h w")
             z_q = self.lookup(codes) + (expected - expected.detach())  # the bracket is 0, with a gradient
-            surplus = logits.log_softmax(dim=1) + log(len(self.vectors))  # in nats, over equal use
-            kl = (logits.softmax(dim=1) * surplus).sum(dim=1).mean()
+            log_ratio = logits.log_softmax(dim=1) + log(len(self.vectors))  # to uniform, in nats
+            kl = (logits.softmax(dim=1) * log_ratio).sum(dim=1).mean()
         return Quantised(z_q, codes, self.kl_weight * kl)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Fetch the vectors of codes (b g g) int64  ->  z_q (b z g g)."""
+        """Fetch the vectors of codes (b g g) int64 -> z_q (b z g g)."""
         return rearrange(self.vectors[codes], "b h w z -> b z h w")
 
     def clamp(self, z: Tensor) -> Tensor:
-        """Return z (b z g g) as it is: some code is the likeliest anywhere, so z cannot stray."""
+        """Return z (b z g g) as it is: any z has a likeliest code, so none is out of range."""
+        return z
+
+
+class FiniteScalar(nn.Module):
+    """Quantise by rounding a few scalars: finite scalar quantisation [FSQ, Mentzer et al. 2023, arXiv 2309.15505].
+
+    A learned codebook can collapse: a code far from all latents is never chosen, so it never learns. FSQ learns no
+    codes: they are the points of a fixed grid. z becomes s scalars, each bounded and rounded to one of a few levels.
+    The levels are the digits of the code: (8, 8, 8) levels give 8·8·8 = 512 codes.
+
+        z (b z g g) --> 1x1 --> bound --> round --> digits (b s g g) --> codes (b g g)
+                                            |
+                                            +---> / half the levels --> 1x1 --> z_q (b z g g)
+
+    Straight-through carries the gradient past the rounding. No codebook loss is needed: the grid does not move, and a
+    bounded scalar is never farther than half a step from its level. No restarts either: every code stays within reach
+    of the encoder, and the reconstruction loss alone spreads the scalars over the levels. The 1x1 convolutions change
+    the width, from z to s and back, so that codebook_dim means the same as for the other quantisers.
+
+    Reads from the config: codebook_dim z, and levels, one number for each scalar, whose product is codebook_size
+    """
+
+    def __init__(self, config: "VQGANConfig"):
+        super().__init__()
+        self.project_in = nn.Conv2d(config.codebook_dim, len(config.levels), 1)
+        self.project_out = nn.Conv2d(len(config.levels), config.codebook_dim, 1)
+        places = [prod(config.levels[:i]) for i in range(len(config.levels))]  # 1, 8, 64: as 1, 10, 100 in decimal
+        self.register_buffer("levels", rearrange(torch.tensor(config.levels), "s -> s 1 1"))
+        self.register_buffer("places", rearrange(torch.tensor(places), "s -> s 1 1"))
+
+    def forward(self, z: Tensor) -> Quantised:
+        """Quantise z (b z g g)."""
+        with torch.autocast(z.device.type, enabled=False):  # bf16 rounds to the wrong level near a border
+            bounded = self.bound(self.project_in(z.float()))                               # (b s g g)
+            rounded = straight_through(bounded, bounded.round())
+            digits = bounded.round().long() + self.levels // 2                             # 0 ... levels - 1
+            z_q = self.project_out(rounded / (self.levels // 2))
+        codes = reduce(digits * self.places, "b s h w -> b h w", "sum")
+        return Quantised(z_q, codes, torch.zeros((), device=z.device))
+
+    def bound(self, scalars: Tensor) -> Tensor:
+        """Bound scalars (b s g g) so that rounding gives as many integers as there are levels: -4 ... 3 for eight.
+
+        An even number of integers around 0 is not symmetric: tanh's range is moved down by half a step, and its
+        argument so that 0 stays near 0 [FSQ app. A.1]. The paper's shrinking of the range by 0.1 % is left out.
+        """
+        half = (self.levels - 1) / 2
+        offset = half % 1  # 0.5 for an even number of levels, else 0
+        return half * (scalars + (offset / half).tan()).tanh() - offset
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Turn codes (b g g) int64 into digits, scalars in [-1, 1] and vectors -> z_q (b z g g)."""
+        digits = rearrange(codes, "b h w -> b 1 h w") // self.places % self.levels         # (b s g g)
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.project_out((digits - self.levels // 2) / (self.levels // 2))
+
+    def clamp(self, z: Tensor) -> Tensor:
+        """Return z (b z g g) as it is: tanh bounds any z."""
         return z
 
 
@@ -193,6 +262,10 @@ def usage(counts: Tensor) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Return how many codes in equal use would be as varied as counts (v): exp(entropy), in [1, v]."""
+    """Return how many equally used codes have the entropy of counts (v): exp(entropy), in [1, v]."""
     share = counts / counts.sum()
     return torch.special.entr(share).sum().exp()
+
+
+# VQGANConfig.quantiser -> its class
+QUANTISERS = {"nearest": Codebook, "gumbel": GumbelCodebook, "fsq": FiniteScalar}

@@ -1,16 +1,17 @@
-"""Search a frozen VQGAN's latents for the picture that a score likes best [VQGAN-CLIP, Crowson et al. 2022].
+"""Optimise a frozen VQGAN's latents for an image that a score rates high [VQGAN-CLIP, Crowson et al. 2022].
 
-    z --> nearest codes --> decode --> images --> random cutouts --> score (CLIP's view of the prompts)
+    z --> nearest codes --> decode --> images --> random cutouts --> score (CLIP's similarity to the prompts)
     ^                                                                  |
-    +------ Adam, then back to where the codes are <--- gradient <-----+
+    +------ Adam, then clamp to where the codes are <--- gradient <----+
 
-No network is trained: the latents are the parameters. The score sees many random cutouts instead of the
-picture, because what raises CLIP's score of one fixed view is mostly noise that no person would see. A change
-that helps at any place, size and brightness has to be a thing in the picture.
+No network is trained: the latents are the parameters. The score sees many random cutouts instead of the image,
+because what raises CLIP's score of one fixed view is mostly noise that no person would see. A change that helps at
+any position, size and brightness has to be an object in the image.
 
-Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP is pleased by pictures that
-show nothing, however they are cut: by choice each cutout comes from a picture of its own, drawn with noise on the latents,
-and has more noise on its pixels. What is liked in spite of that is liked for its large traits.
+Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP, however the cutouts are
+made, still scores highest on images that no person would recognise. Against this, two options: each cutout comes from
+an image of its own, decoded from latents with noise added, and has stronger noise on its pixels. What scores well in
+spite of that does so by its large features.
 """
 
 import re
@@ -23,25 +24,29 @@ from einops import einsum, rearrange, repeat
 from torch import Generator, Tensor
 
 from .codebook import straight_through
+from .errors import InputError
 from .model import VQGAN
+
+SMALLEST = 0.5  # side of the smallest cutout, as a share of the image's shorter side; the largest is 1
+OVERHANG = 0.1  # how far a cutout may reach beyond an edge, as a share of the image; without it edges are seen less
 
 
 class Prompt(NamedTuple):
-    """Hold a text to steer towards, or away from."""
+    """Hold a text to move towards, or away from."""
 
     text: str
-    weight: float = 1.0  # negative pushes away
-    stop: float = float("-inf")  # the distance, times the weight's sign, at which the pulling ends
+    weight: float = 1.0  # negative moves away
+    stop: float = float("-inf")  # no gradient where distance, times the sign of the weight, is below this
 
 
 def parse_prompts(prompts: str) -> list[Prompt]:
-    """Split "text | text:weight | text:weight:stop" into prompts. A missing text raises ValueError.
+    """Split "text | text:weight | text:weight:stop" into prompts. A missing text raises InputError.
 
     >>> [prompt[:2] for prompt in parse_prompts("a red circle: 1 | blue: -0.3")]
     [('a red circle', 1.0), ('blue', -0.3)]
 
-    At most two numbers are taken from the end; any other colon is part of the text. A text that ends in
-    numbers itself needs both: "a clock at 10:30:1:-inf".
+    At most two numbers are taken from the end; any other colon is part of the text. A text that itself ends in
+    numbers needs both: "a clock at 10:30:1:-inf".
     """
     number = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
     pattern = re.compile(rf"(.*?)(?::{number}(?::(?:{number}|\s*-inf\s*))?)?", re.DOTALL)
@@ -49,28 +54,28 @@ def parse_prompts(prompts: str) -> list[Prompt]:
     for part in prompts.split("|"):
         text, weight, stop = pattern.fullmatch(part).groups()
         if not text.strip():
-            raise ValueError(f"{part.strip()!r} in the prompts {prompts!r} has no text: write 'text:weight'")
+            raise InputError(f"{part.strip()!r} in the prompts {prompts!r} has no text: write 'text:weight'")
         parsed.append(Prompt(text.strip(), float(weight or 1), float(stop or "-inf")))
     return parsed
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return 2·asin(‖a - b‖ / 2)² of a, b (... d) at length 1: half their angle squared, in [0, π²/2]."""
+    """Return 2·asin(‖a - b‖ / 2)² of a, b (... e) at length 1: half the square of their angle, in [0, π²/2]."""
     chord = (F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).norm(dim=-1)
     return 2 * (chord / 2).clamp(max=1 - 1e-6).asin().square()  # the slope of asin at 1 is infinite
 
 
 def prompt_score(embed: Callable[[Tensor], Tensor], targets: Tensor, weights: Tensor,
                  stops: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """Return score(images (n 3 h w)) -> (n), higher the closer the images are to the targets.
+    """Return score(images (b 3 h w)) -> (b), higher the closer the images are to the targets.
 
-    embed: images -> (n d), as CLIP's encode_image
-    targets: (m d), embedded texts or pictures; weights: (m), negative to push away
-    stops: (m), where each stops pulling, see Prompt; by default nowhere
+    embed: images -> (b e), as CLIP's encode_image
+    targets: (m e), embedded texts or images; weights: (m), negative to move away
+    stops: (m), see Prompt.stop; none by default
     """
     def score(images: Tensor) -> Tensor:
-        features = rearrange(embed(images), "n d -> n 1 d")
-        distance = weights.sign() * spherical_distance(features, targets)                  # (n m)
+        features = rearrange(embed(images), "b e -> b 1 e")
+        distance = weights.sign() * spherical_distance(features, targets)                  # (b m)
         if stops is not None:
             distance = distance.maximum(stops)
         return -(weights.abs() * distance).sum(dim=-1)
@@ -78,19 +83,19 @@ def prompt_score(embed: Callable[[Tensor], Tensor], targets: Tensor, weights: Te
     return score
 
 
-def draw(random: Callable, shape: tuple, generator: Generator | None, device: torch.device) -> Tensor:
-    """Return random(shape) on `device`, drawn where the generator is: a CPU seed means the same anywhere."""
+def random_tensor(random: Callable, shape: tuple, generator: Generator | None, device: torch.device) -> Tensor:
+    """Return random(shape) on `device`, sampled where the generator is: a CPU seed gives the same on any device."""
     return random(shape, generator=generator, device=generator.device if generator else device).to(device)
 
 
 def resample(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """Return matrices (... size side) that scale `length` pixels, from `start` on, out of `side` to `size`.
+    """Return matrices (... size side) that scale `length` pixels, from `start` on, out of `side` to `size` pixels.
 
-    start, length: (...), in pixels, not only whole ones. Each new pixel averages old ones under a triangle,
+    start, length: (...), in pixels, not only whole ones. Each new pixel averages old ones with triangular weights,
     wide enough that shrinking does not alias. Beyond the edge the last pixel is repeated.
     """
     start, length = rearrange(start, "... -> ... 1 1"), rearrange(length, "... -> ... 1 1")
-    new = rearrange(torch.arange(size, device=start.device), "i -> i 1")
+    new = rearrange(torch.arange(size, device=start.device), "size -> size 1")
     old = torch.arange(side, device=start.device)
     centre = start + (new + 0.5) * length / size - 0.5                                     # (... size 1)
     distance = (centre.clamp(0, side - 1) - old).abs() / (length / size).clamp(min=1)      # (... size side)
@@ -99,53 +104,72 @@ def resample(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
 
 
 def random_cutouts(images: Tensor, count: int, size: int, generator: Generator | None = None,
-                   smallest: float = 0.5, overhang: float = 0.1, jitter: float = 0.1) -> Tensor:
-    """Cut `count` random squares out of each of images (b 3 h w), at size x size  ->  (b·count 3 size size).
+                   jitter: float = 0.1) -> Tensor:
+    """Cut `count` random squares out of each of images (b 3 h w), scaled to size x size -> (b·count 3 size size).
 
-    smallest: the least side of a square; the largest is 1, the picture's shorter side
-    overhang: how far a square may hang over an edge, as a share of the picture; or else edges are seen less
-    jitter: deviation of a cutout's brightness, and the most of its noise's, where pixels are in [-1, 1]
+    jitter: std of a cutout's brightness, and the largest std of its pixel noise, where pixels are in [-1, 1]
     """
     b, _, h, w = images.shape
-    along, per_cutout, device = (b, count), (b, count, 1, 1, 1), images.device
-    length = min(h, w) * (smallest + (1 - smallest) * draw(torch.rand, along, generator, device))
-    top = draw(torch.rand, along, generator, device) * (h * (1 + 2 * overhang) - length) - h * overhang
-    left = draw(torch.rand, along, generator, device) * (w * (1 + 2 * overhang) - length) - w * overhang
-    cut = einsum(resample(top, length, h, size), images, "b m i h, b c h w -> b m c i w")
-    cut = einsum(cut, resample(left, length, w, size), "b m c i w, b m j w -> b m c i j")
-    brightness = jitter * draw(torch.randn, per_cutout, generator, device)
-    deviation = jitter * draw(torch.rand, per_cutout, generator, device)
-    noise = deviation * draw(torch.randn, tuple(cut.shape), generator, device)
-    return rearrange(cut + brightness + noise, "b m c i j -> (b m) c i j")
+    per_cutout, device = (b, count), images.device
+    length = min(h, w) * (SMALLEST + (1 - SMALLEST) * random_tensor(torch.rand, per_cutout, generator, device))
+    top = random_tensor(torch.rand, per_cutout, generator, device) * (h * (1 + 2 * OVERHANG) - length) - h * OVERHANG
+    left = random_tensor(torch.rand, per_cutout, generator, device) * (w * (1 + 2 * OVERHANG) - length) - w * OVERHANG
+    cut = einsum(resample(top, length, h, size), images, "b cut h2 h, b c h w -> b cut c h2 w")
+    cut = einsum(cut, resample(left, length, w, size), "b cut c h2 w, b cut w2 w -> b cut c h2 w2")
+    brightness = jitter * random_tensor(torch.randn, (b, count, 1, 1, 1), generator, device)
+    noise_std = jitter * random_tensor(torch.rand, (b, count, 1, 1, 1), generator, device)
+    noise = noise_std * random_tensor(torch.randn, tuple(cut.shape), generator, device)
+    return rearrange(cut + brightness + noise, "b cut c h2 w2 -> (b cut) c h2 w2")
+
+
+def device_of(vqgan: VQGAN) -> torch.device:
+    """Return the device of a VQGAN's weights."""
+    return next(vqgan.parameters()).device
 
 
 @torch.no_grad()
 def all_codes(vqgan: VQGAN) -> Tensor:
-    """Return every vector of the codebook (1 z 1 v)."""
-    numbers = torch.arange(vqgan.config.codebook_size, device=next(vqgan.parameters()).device)
-    return vqgan.codebook.lookup(rearrange(numbers, "v -> 1 1 v"))
+    """Return the vectors of all codes (1 z 1 v)."""
+    codes = torch.arange(vqgan.config.codebook_size, device=device_of(vqgan))
+    return vqgan.codebook.lookup(rearrange(codes, "v -> 1 1 v"))
+
+
+def random_codes(vqgan: VQGAN, generator: Generator | None) -> Tensor:
+    """Start from a random code at each position -> (1 z g g)."""
+    side, pick = vqgan.config.grid, partial(torch.randint, vqgan.config.codebook_size)
+    return vqgan.codebook.lookup(random_tensor(pick, (1, side, side), generator, device_of(vqgan)))
+
+
+def random_pixels(vqgan: VQGAN, generator: Generator | None) -> Tensor:
+    """Start from an encoded image of uniform noise -> (1 z g g)."""
+    side = vqgan.config.image_size
+    pixels = random_tensor(torch.rand, (1, 3, side, side), generator, device_of(vqgan))
+    return vqgan.codebook.clamp(vqgan.latents(2 * pixels - 1))
+
+
+def mean_code(vqgan: VQGAN, generator: Generator | None) -> Tensor:
+    """Start from the mean of all codes at every position -> (1 z g g)."""
+    side = vqgan.config.grid
+    mean = all_codes(vqgan).mean(dim=3, keepdim=True)
+    return vqgan.codebook.clamp(repeat(mean, "1 z 1 1 -> 1 z g1 g2", g1=side, g2=side))
+
+
+# start -> its latents z, a function of the VQGAN and the generator
+STARTS = {"codes": random_codes, "noise": random_pixels, "blank": mean_code}
 
 
 @torch.no_grad()
-def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, batch: int,
-                     generator: Generator | None) -> Tensor:
-    """Return z (b z g g) of the pictures `init`, or else of random "codes", pixels of "noise" or "blank", the mean code."""
-    config, device = vqgan.config, next(vqgan.parameters()).device
+def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, generator: Generator | None) -> Tensor:
+    """Return z (b z g g) of the images `init` (b 3 h w) or, if that is None, of the start that STARTS names."""
     if init is not None:
-        return vqgan.codebook.clamp(vqgan.latents(init.to(device)))
-    if start == "codes":
-        pick = partial(torch.randint, config.codebook_size)
-        return vqgan.codebook.lookup(draw(pick, (batch, config.grid, config.grid), generator, device))
-    if start == "noise":
-        pixels = draw(torch.rand, (batch, 3, config.image_size, config.image_size), generator, device)
-        return vqgan.codebook.clamp(vqgan.latents(2 * pixels - 1))
-    if start == "blank":
-        return vqgan.codebook.clamp(all_codes(vqgan).mean(dim=3, keepdim=True).repeat(batch, 1, config.grid, config.grid))
-    raise ValueError(f"start is {start!r}: it must be 'codes', 'noise' or 'blank', or give a picture as init")
+        return vqgan.codebook.clamp(vqgan.latents(init.to(device_of(vqgan))))
+    if start not in STARTS:
+        raise InputError(f"start is {start!r}: it must be one of {', '.join(STARTS)}; or give an image as init")
+    return STARTS[start](vqgan, generator)
 
 
-def draw_images(vqgan: VQGAN, z: Tensor) -> Tensor:
-    """Decode the codes nearest to z (b z g g)  ->  images (b 3 h w) in [-1, 1], differentiable throughout."""
+def decode_clamped(vqgan: VQGAN, z: Tensor) -> Tensor:
+    """Quantise z (b z g g) and decode it -> images (b 3 h w) in [-1, 1], with a gradient through both steps."""
     images = vqgan.decode_latents(vqgan.quantise(z).z_q)
     return straight_through(images, images.clamp(-1, 1))  # after clamp alone no pixel outside could come back
 
@@ -153,33 +177,33 @@ def draw_images(vqgan: VQGAN, z: Tensor) -> Tensor:
 @torch.enable_grad()
 def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, cutouts: int = 32,
           cut_size: int = 224, learning_rate: float = 0.1, init: Tensor | None = None, start: str = "codes",
-          latent_noise: float = 0.0, jitter: float = 0.1, batch: int = 1,
-          generator: Generator | None = None) -> Iterator[Tensor]:
-    """Yield, after each of `steps`, the images (b 3 h w) in [-1, 1] on their way to a higher score.
+          latent_noise: float = 0.0, jitter: float = 0.1, generator: Generator | None = None) -> Iterator[Tensor]:
+    """Yield, after each of `steps`, the images (b 3 h w) in [-1, 1], whose score rises on the way.
 
     vqgan: in eval mode; neither it nor what `score` uses is changed
     score: cutouts (b·cutouts 3 cut_size cut_size) -> (b·cutouts), differentiable
-    init: images (b 3 h w) to start from; without it `batch` pictures start as random "codes", "noise" or "blank"
-    latent_noise: its deviation, in those of the codes; with it each cutout comes from a picture of its own
+    init: images (b 3 h w) to start from; None starts one image as `start` says: codes, noise or blank, see STARTS
+    latent_noise: std of the noise added to each cutout's latents, in codebook stds; 0 cuts all from the same image
     jitter: how much cutouts differ in brightness and noise, see random_cutouts
-    generator: all that is random is drawn from it, the start included
+    generator: source of all randomness, the start's included
     """
     if vqgan.training:
         raise ValueError("guide would move the codebook of a VQGAN in training mode: call vqgan.eval() first")
-    z = starting_latents(vqgan, init, start, batch, generator).clone().requires_grad_()
+    z = starting_latents(vqgan, init, start, generator).clone().requires_grad_()
     optimiser = torch.optim.Adam([z], lr=learning_rate)
-    images, deviation = draw_images(vqgan, z), all_codes(vqgan).std(dim=3, keepdim=True)    # (1 z 1 1)
+    images = decode_clamped(vqgan, z)
+    codebook_std = all_codes(vqgan).std(dim=3, keepdim=True)                      # (1 z 1 1)
     for _ in range(steps):
         if latent_noise:
-            many = repeat(z, "b z g1 g2 -> (b m) z g1 g2", m=cutouts)
-            noise = latent_noise * deviation * draw(torch.randn, many.shape, generator, z.device)
-            views = random_cutouts(draw_images(vqgan, many + noise), 1, cut_size, generator, jitter=jitter)
+            many = repeat(z, "b z g1 g2 -> (b cut) z g1 g2", cut=cutouts)
+            noise = latent_noise * codebook_std * random_tensor(torch.randn, many.shape, generator, z.device)
+            views = random_cutouts(decode_clamped(vqgan, many + noise), 1, cut_size, generator, jitter)
         else:
-            views = random_cutouts(images, cutouts, cut_size, generator, jitter=jitter)
-        loss = -score(views).sum() / cutouts  # mean over cutouts, sum over pictures: each goes its own way
+            views = random_cutouts(images, cutouts, cut_size, generator, jitter)
+        loss = -score(views).sum() / cutouts  # mean over cutouts, sum over images: each is optimised on its own
         z.grad, = torch.autograd.grad(loss, z)  # backward() would leave gradients in VQGAN and CLIP as well
         optimiser.step()
         with torch.no_grad():
             z.copy_(vqgan.codebook.clamp(z))
-        images = draw_images(vqgan, z)
+        images = decode_clamped(vqgan, z)
         yield images.detach()

@@ -1,9 +1,9 @@
-"""Build the convolutional parts that VQGAN's encoder and decoder share [VQGAN sec. 3.1, table 7].
+"""Define the layers that VQGAN's encoder and decoder share [VQGAN sec. 3.1, table 7].
 
-Every part keeps the layout (b c h w). Each normalises first, applies x·sigmoid(x), then convolves:
+All keep the layout (b c h w). A residual block normalises first, applies x·sigmoid(x), then convolves.
 
-    ResidualBlock   (b c h w) -> (b c' h w)      looks at the neighbours
-    Attention       (b c h w) -> (b c h w)       looks everywhere: one head, every position a token
+    ResidualBlock   (b c h w) -> (b c' h w)      sees the neighbours
+    Attention       (b c h w) -> (b c h w)       sees everything: one head, every position a token
     Downsample      (b c h w) -> (b c h/2 w/2)
     Upsample        (b c h w) -> (b c 2h 2w)
     Level           residual blocks (and attention), then a change of resolution
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a GroupNorm of 32 groups, or of fewer where a group would hold less than four channels.
+    """Return a GroupNorm of 32 groups, or of fewer where a group would hold fewer than four channels.
 
-    Four is the least in the published models. With one channel to a group every channel would lose its mean
-    over the picture, and with it, before the last convolution, the picture's colour.
+    Four is the smallest group in the published models. With one channel per group, every channel would lose its
+    mean over the image, and before the last convolution this mean is the image's colour.
     """
     return nn.GroupNorm(gcd(32, max(1, channels // 4)), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Add to x what two 3x3 convolutions make of it; x passes a 1x1 convolution where channels change."""
+    """Return x + f(x), f two 3x3 convolutions; where the number of channels changes, x passes a 1x1 convolution."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Let every position gather from all, weighed by softmax(q·k / √c); its projections are 1x1."""
+    """Return x + attention(norm(x)): values of all positions, weighted by softmax(q·k / √c); projections are 1x1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -72,13 +72,13 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Zeros on the right and bottom only: padding on all sides would take the published weights just as
-        # readily, and look one pixel too far to the upper left everywhere.
+        # Zeros on the right and bottom only: with padding on all sides the published weights would load as well,
+        # but every kernel would sit one pixel too far to the upper left.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double height and width: repeat, then convolve. A transposed convolution leaves checkerboards."""
+    """Double height and width: repeat pixels, then convolve. A transposed convolution leaves checkerboard artefacts."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -89,13 +89,13 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Run the residual blocks of one resolution, each followed by attention if `attend`, then `resample`."""
+    """Run the residual blocks of one resolution, each followed by attention if `attention`, then `resample`."""
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, attend: bool, resample: nn.Module):
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, resample: nn.Module):
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
         self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in zip(widths, widths[1:]))
-        self.attentions = nn.ModuleList(Attention(channels_out) if attend else nn.Identity()
+        self.attentions = nn.ModuleList(Attention(channels_out) if attention else nn.Identity()
                                         for _ in range(blocks))
         self.resample = resample
 
@@ -106,6 +106,6 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.Sequential:
-    """Return what stands on either side of the code grid, at its resolution: block, attention, block."""
+    """Return the layers at the resolution of the code grid, in encoder and decoder: block, attention, block."""
     return nn.Sequential(ResidualBlock(channels, channels), Attention(channels),
                          ResidualBlock(channels, channels))

@@ -1,6 +1,6 @@
-"""Say what generator (encoder, codebook, decoder) and discriminator want of each other [VQGAN eq. 4-7].
+"""Compute the losses of the generator (encoder, codebook, decoder) and of the discriminator [VQGAN eq. 4-7].
 
-A training step moves the generator, then the discriminator, which is None until its first step, or for good:
+A training step updates the generator, then the discriminator, which is None before its first step, or always:
 
     reconstruction, quantised = vqgan(images)
     loss, parts = generator_loss(images, reconstruction, quantised.loss, vqgan.last_weight, discriminator)
@@ -20,18 +20,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-Pair = Callable[[Tensor, Tensor], Tensor]  # two batches of images (b 3 h w) -> how far apart, any shape
+ImageDistance = Callable[[Tensor, Tensor], Tensor]  # two batches of images (b 3 h w) -> distances, any shape
 
 
-def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: Pair | None = None) -> Tensor:
-    """Return mean |x - x̂| + (x - x̂)² · (1 + 0.3 / (variance + 0.01)) of images (b 3 h w), plus mean perceptual(x, x̂).
+def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: ImageDistance | None = None) -> Tensor:
+    """Return the pixel loss of x, images, and x̂, reconstruction (b 3 h w), plus mean perceptual(x, x̂).
 
-    The paper writes the square [VQGAN eq. 4], its code takes the absolute value. Its
-    gradient is no larger for a shape that is missing than for a faint haze: alone it taught the toy far more slowly.
-    The 0.3 asks how much is wrong of what there is to see, a picture's variance: without it a small star on gray weighs
-    next to nothing beside a large heart on white, and stays a blob. 0.01 keeps blank pictures from outweighing all.
+    The pixel loss is the mean of |x - x̂| + (x - x̂)² · (1 + 0.3 / (variance of x + 0.01)). The paper writes the
+    square [VQGAN eq. 4], its code takes the absolute value. The gradient of the absolute value is no larger for a
+    missing shape than for a faint haze: alone it trained the toy far more slowly. The term with 0.3 measures the
+    error relative to how much the image shows, its variance: without it a small star on gray counts next to nothing
+    beside a large heart on white, and stays a blob. The 0.01 keeps blank images from outweighing all others.
 
-    perceptual: LPIPS or the like; None leaves its part out
+    perceptual: LPIPS or the like; None leaves its term out
     """
     difference = images - reconstruction
     variance = images.var(dim=(2, 3), correction=0).mean(dim=1) + 0.01                       # (b)
@@ -41,34 +42,34 @@ def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: Pair
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """Return -mean D(x̂), given scores of any shape: the generator wants its pictures' scores to rise."""
+    """Return -mean D(x̂), scores of any shape: minimising it raises the scores of reconstructions."""
     return -fake.mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): scores past 1 and -1 are good enough."""
+    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): scores past 1 and -1 have no gradient."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
     """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), a constant () in [0, 1e4] [VQGAN eq. 7].
 
-    Both gradients are those of a loss () at the decoder's last convolution. Multiplied by λ, the adversarial
-    loss pulls there as hard as the reconstruction does, whatever the scale of the discriminator's scores.
+    Both gradients are those of a loss () at the decoder's last convolution. Multiplied by λ, the adversarial loss has
+    as large a gradient there as the reconstruction loss, whatever the scale of the discriminator's scores.
     """
-    wanted, = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
-    actual, = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
-    return (wanted.norm() / (actual.norm() + 1e-4)).clamp(0, 1e4)
+    reconstruction_gradient, = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
+    adversarial_gradient, = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
+    return (reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(0, 1e4)
 
 
 def generator_loss(images: Tensor, reconstruction: Tensor, codebook_loss: Tensor, last_weight: Tensor,
                    discriminator: nn.Module | None = None, adversarial_weight: float = 0.8,
-                   perceptual: Pair | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what the generator lowers, reconstruction + codebook + weight · λ · adversarial, and its parts.
+                   perceptual: ImageDistance | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the generator's loss, reconstruction + codebook + adversarial_weight · λ · adversarial, and its parts.
 
     images, reconstruction: (b 3 h w) in [-1, 1]
-    codebook_loss, last_weight: Quantised.loss, and where λ is measured
-    discriminator: None leaves the adversarial part out
+    codebook_loss, last_weight: Quantised.loss, and the weight at which λ is measured
+    discriminator: None leaves the adversarial term out
     returns: the loss () and a dict of its parts, detached, for the log
     """
     pixels = reconstruction_loss(images, reconstruction, perceptual)
@@ -83,8 +84,14 @@ def generator_loss(images: Tensor, reconstruction: Tensor, codebook_loss: Tensor
 
 
 def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Return what the discriminator lowers, the hinge loss of telling images from reconstruction (b 3 h w).
+    """Return the discriminator's hinge loss of telling images from reconstruction (b 3 h w).
 
-    The reconstruction is detached: this loss would teach the generator to be found out.
+    The reconstruction is detached: otherwise minimising this loss would train the generator to be recognised as fake.
     """
     return hinge_discriminator(discriminator(images), discriminator(reconstruction.detach()))
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Compare images (b 3 h w) in [-1, 1] -> (b,) in decibels; the peak-to-peak range is 2."""
+    squares = rearrange((images - others).square(), "b c h w -> b (c h w)")
+    return 10 * torch.log10(4 / squares.mean(dim=1).clamp(min=1e-10))

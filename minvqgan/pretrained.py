@@ -1,25 +1,27 @@
-"""Read a checkpoint into a VQGAN: a layout is recognised by what the file holds, its keys renamed to ours.
+"""Load a VQGAN from a checkpoint: recognise the layout by the file's content, and rename its keys to ours.
 
-taming-transformers published f16 with 1024 and with 16384 codes, and f8 with 8192 codes of the Gumbel kind;
-minDALL-E's first stage has the keys of f16 with 16384. All sizes are read off the tensors' shapes.
+taming-transformers published f16 with 1024 and with 16384 codes, and f8 with a Gumbel codebook of 8192 codes;
+minDALL-E's first stage has the keys of f16 with 16384. All sizes are inferred from the tensors' shapes.
 """
 
 import re
 import zipfile
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .layers import group_norm
 from .model import VQGAN, VQGANConfig
 
-# Where a folder keeps its VQGAN: a run of ours, minDALL-E, taming-transformers' three ways
+# Files that a folder may keep its VQGAN in: a run of ours, minDALL-E, and three of taming-transformers
 FILES = ("vqgan.pt", "stage1_last.ckpt", "last.ckpt", "checkpoints/last.ckpt", "ckpts/last.ckpt")
 
-# A key of taming-transformers becomes ours by all of these in turn; `from_taming` adds the decoder's levels.
+# A key of taming-transformers becomes ours by all of these in turn; `from_taming` renumbers the decoder's levels.
 RENAMED = {
     r"^quant_conv\.": "to_codebook.",
     r"^post_quant_conv\.": "from_codebook.",
@@ -53,7 +55,7 @@ def from_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Ten
     if not isinstance(state, dict) or not any(str(key).startswith("decoder.up.") for key in state):
         return None
     if not any(key.startswith("encoder.") for key in state):
-        raise ValueError("it is a decoder alone, as min-dalle's detoker.pt is, and cannot encode: "
+        raise InputError("it is only a decoder, like min-dalle's detoker.pt, and cannot encode: "
                          "load taming-transformers' f16 with 16384 codes instead")
     config = infer_config(state, training_side(path))
     last = len(config.multipliers) - 1
@@ -63,27 +65,27 @@ def from_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Ten
             continue
         for pattern, ours in RENAMED.items():
             key = re.sub(pattern, ours, key)
-        # theirs count the decoder's levels from the picture, ours as they run
+        # theirs count the decoder's levels from the full resolution, ours in order of execution
         key = re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.levels.{last - int(match[1])}", key)
         weights[key] = tensor
     if config.quantiser == "nearest":
-        # A new codebook counts as dead: without zeros, training on would wipe what was loaded.
+        # The codes of a new codebook count as dead: unless idle is zero, further training would overwrite them.
         weights["codebook.idle"] = torch.zeros(config.codebook_size, dtype=torch.int64)
         weights["codebook.share"] = torch.full((config.codebook_size,), 1 / config.codebook_size)
     return config, weights
 
 
 def infer_config(state: dict[str, Tensor], image_size: int) -> VQGANConfig:
-    """Read a VQGAN's sizes off the shapes of its tensors, which have taming-transformers' names."""
+    """Infer the config from the shapes of a VQGAN's tensors, which have taming-transformers' names."""
     def count(prefix: str) -> int:
         return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
     channels = len(state["encoder.conv_in.weight"])
     widths = [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(count("encoder.down."))]
-    # Nothing computed depends on the picture's side: attention belongs to a level, of whatever side that is.
+    # No result depends on image_size: attention belongs to a level, whatever its side.
     attend = [image_size // 2**i for i in range(len(widths)) if f"encoder.down.{i}.attn.0.q.weight" in state]
     if group_norm(channels).num_groups != 32:
-        raise ValueError(f"its first layer is {channels} wide, which group_norm in layers.py does not part into 32 "
+        raise InputError(f"its first layer is {channels} wide, which group_norm in layers.py does not divide into 32 "
                          "groups, as the original does: it would load and compute something else")
     gumbel = "quantize.embed.weight" in state
     codebook_size, codebook_dim = state["quantize.embed.weight" if gumbel else "quantize.embedding.weight"].shape
@@ -95,7 +97,7 @@ def infer_config(state: dict[str, Tensor], image_size: int) -> VQGANConfig:
 
 
 def training_side(path: Path) -> int:
-    """Find the side of the training pictures in a config that lies by the weights; all published ones have 256."""
+    """Find the side of the training images in a config beside the weights; without one 256, as all published have."""
     folder = path.absolute().parent
     for place in (folder, folder / "configs", folder.parent / "configs"):
         for file in sorted(place.glob("*.yaml")):
@@ -105,40 +107,50 @@ def training_side(path: Path) -> int:
     return 256
 
 
-# What a refusal lists -> its reader of a checkpoint and its path, which returns None for any other.
+# Name in error messages -> reader of a checkpoint and its path, which returns None for any other layout
 LAYOUTS = {"a vqgan.pt of this project": from_ours, "a VQGAN of taming-transformers or minDALL-E": from_taming}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
-    """Build the VQGAN that a file or folder holds, in eval mode; else a ValueError says in one line what it holds."""
+    """Build the VQGAN in a file or folder, in eval mode; raise an InputError of one line if it holds none."""
     path = locate(path)
     checkpoint = read(path)
     for layout, reader in LAYOUTS.items():
-        try:
-            if (found := reader(checkpoint, path)) is not None:
-                config, weights = found
-                with torch.device("meta"):  # shapes only: no time, no memory
-                    model = VQGAN(config)
-                fit(model, weights)
-                return model.to(device).eval()
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise ValueError(f"{path} looks like {layout} but does not fit: {reason}") from error
-    raise ValueError(f"{path} is {describe(checkpoint)}: minvqgan reads {', '.join(LAYOUTS)}")
+        with misfits_refused(path, layout):
+            found = reader(checkpoint, path)
+        if found is None:
+            continue
+        config, weights = found
+        with torch.device("meta"):  # shapes only: no time, no memory
+            model = VQGAN(config)
+        with misfits_refused(path, layout):
+            fit(model, weights)
+        return model.to(device).eval()
+    raise InputError(f"{path} is {describe(checkpoint)}; supported: {', '.join(LAYOUTS)}")
+
+
+@contextmanager
+def misfits_refused(path: Path, layout: str) -> Iterator[None]:
+    """Turn an error that the content of a file caused into an InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
 
 
 def locate(path: str | PathLike) -> Path:
-    """Return the file of weights that `path` is, or that the folder `path` holds in one of FILES."""
+    """Return `path` if it is no folder, else the first of FILES that the folder holds."""
     path = Path(path)
     if path.suffix == ".msgpack":
-        raise ValueError(f"{path} holds Flax weights, which only Flax reads: load taming-transformers' "
+        raise InputError(f"{path} holds Flax weights, which only Flax reads: load taming-transformers' "
                          "f16 with 16384 codes, of which dalle-mini's VQGAN is a copy")
     if not path.is_dir():
         return path
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} holds no {', '.join(FILES)}: name the file of weights itself")
+    raise InputError(f"{path} holds no {', '.join(FILES)}: name the file of weights itself")
 
 
 # `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` in both other packages'.
@@ -150,18 +162,18 @@ ModelCheckpoint.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
 
 
 def read(path: str | PathLike) -> Any:
-    """Read a file of tensors and plain values onto the CPU; one that asks to run any code is refused, by its name."""
+    """Read a file of tensors and plain values onto the CPU; refuse one that asks to run code, naming what it wanted."""
     try:
         with torch.serialization.safe_globals([ModelCheckpoint]):
             # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise  # no such file, no permission: it says so itself
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes make the unpickler fail in every way there is
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
+            raise InputError(f"{path} asks to run {wanted[1]}, which no file of weights needs: refused") from None
         reason, known = type(error).__name__, ", ".join(LAYOUTS)
-        raise ValueError(f"{path} is no file of plain tensors, or damaged ({reason}); what is read: {known}") from error
+        raise InputError(f"{path} is damaged, or no file of plain tensors ({reason}); supported: {known}") from error
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -178,7 +190,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
     }
     for what, names in misfits.items():
         if names:
-            raise ValueError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+            raise InputError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 

@@ -20,8 +20,13 @@ import minclip
 import minvqgan
 import sample
 import train
+from common.flags import command
+from common.muon import orthogonalise
 
 PACKAGES = ("minclip", "minvqgan", "mindalle")
+ALONE = (*PACKAGES, "data")  # what imports nothing else of ours
+OURS = {*ALONE, "common", "benchmarks", "train", "sample"}
+MAY_IMPORT = {"common": {*ALONE, "common"}, "benchmarks": {*ALONE, "common", "benchmarks", "tests"}, **{name: {name} for name in ALONE}}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -35,13 +40,20 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_run_one_way_and_nobody_imports_a_script(folder):
+    assert list((ROOT / folder).glob("*.py"))
+    for path in (ROOT / folder).glob("*.py"):
+        assert imports(path) & OURS <= MAY_IMPORT[folder], path
+
+
+@pytest.mark.parametrize("package", ALONE)
 def test_a_package_imports_nothing_but_the_standard_library_torch_and_einops(package):
     for path in (ROOT / package).glob("*.py"):
         assert imports(path) <= set(sys.stdlib_module_names) | {"torch", "einops", "numpy", "PIL"}, path
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ALONE)
 def test_a_package_works_when_copied_alone_into_an_empty_folder(package, tmp_path):
     subprocess.run(["cp", "-r", str(ROOT / package), str(tmp_path)], check=True)
     code = f"import {package}, sys; assert {package}.__file__.startswith({str(tmp_path)!r}); print(len({package}.__all__))"
@@ -49,12 +61,19 @@ def test_a_package_works_when_copied_alone_into_an_empty_folder(package, tmp_pat
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ALONE)
 def test_a_package_neither_prints_nor_seeds_nor_parses_arguments(package):
     for path in (ROOT / package).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("print", "torch.manual_seed", "random.seed", "input"), path
+
+
+def test_the_scripts_can_be_read_in_five_minutes_and_no_file_is_long():
+    budgets = {"train.py": 264, "sample.py": 300}
+    for path in [*ROOT.glob("*.py"), *(path for folder in MAY_IMPORT for path in (ROOT / folder).glob("*.py"))]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= budgets.get(path.name, 320), (path, lines)
 
 
 # A model may be on a GPU. Here the meta device stands for one: arithmetic on its tensors and the CPU's together raises.
@@ -68,15 +87,16 @@ def away(monkeypatch):
     return "meta"
 
 
-def test_a_training_step_of_clip_stays_on_the_models_device(away):
-    model = minclip.CLIP(minclip.CLIPConfig(vocab_size=50, context_length=8)).to(away)
+@pytest.mark.parametrize("loss", minclip.LOSSES)
+def test_a_training_step_of_clip_stays_on_the_models_device(away, loss):
+    model = minclip.CLIP(minclip.CLIPConfig(vocab_size=50, context_length=8, loss=loss)).to(away)
     images, ids = torch.randn(4, 3, 32, 32).to(away), torch.randint(50, (4, 8)).to(away)
-    minclip.contrastive_loss(*model(images, ids), model.logit_scale, minclip.same_caption(ids)).backward()
+    minclip.LOSSES[loss].loss(model.logits(*model(images, ids)), minclip.same_caption(ids)).backward()
     minclip.accumulated_backward(model, images, ids, 2, minclip.same_caption(ids))
     assert all(p.grad.is_meta for p in model.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"quantiser": "gumbel"}, {"l2_normalised": True}])
+@pytest.mark.parametrize("options", [*({"quantiser": name} for name in minvqgan.QUANTISERS), {"l2_normalised": True}])
 def test_a_training_step_of_vqgan_and_its_discriminator_stays_on_the_models_device(away, options):
     model, discriminator = minvqgan.VQGAN(minvqgan.VQGANConfig(**options)).to(away), minvqgan.PatchGAN(layers=2).to(away)
     images = torch.randn(4, 3, 32, 32).to(away)
@@ -95,9 +115,9 @@ def test_guiding_a_picture_stays_on_the_models_device(away):
             assert images.is_meta
 
 
-@pytest.mark.parametrize("attention", ["full", "row,column,convolutional,full"])
-def test_a_training_step_of_dalle_and_drawing_with_it_stay_on_the_models_device(away, attention):
-    config = mindalle.DALLEConfig(text_vocab=50, image_vocab=64, text_length=8, grid=4, attention=attention)
+@pytest.mark.parametrize("options", [{"attention": "row,column,convolutional,full"}, *({"order": name} for name in mindalle.layers.ORDERS)])
+def test_a_training_step_of_dalle_and_drawing_with_it_stay_on_the_models_device(away, options):
+    config = mindalle.DALLEConfig(text_vocab=50, image_vocab=64, text_length=8, grid=4, **options)
     model = mindalle.DALLE(config).to(away)
     text, codes = torch.randint(50, (4, 8)).to(away), torch.randint(64, (4, 16)).to(away)
     dropped = mindalle.drop_captions(text, text[0], 0.5)
@@ -107,7 +127,7 @@ def test_a_training_step_of_dalle_and_drawing_with_it_stay_on_the_models_device(
 
 
 def test_orthogonalised_matrices_stay_on_their_device():
-    assert train.orthogonalise(torch.ones(2, 3, 4, device="meta")).is_meta
+    assert orthogonalise(torch.ones(2, 3, 4, device="meta")).is_meta
 
 
 def source_of(package: str, name: str, file: str = "layers.py") -> str:
@@ -118,6 +138,14 @@ def source_of(package: str, name: str, file: str = "layers.py") -> str:
 
 def test_the_twins_called_attend_are_equal_to_the_letter():
     assert source_of("minclip", "attend") == source_of("mindalle", "attend")
+
+
+def test_the_twins_called_option_are_equal_to_the_letter():
+    assert len({source_of(package, "option", "model.py") for package in PACKAGES}) == 1
+
+
+def test_all_packages_have_the_same_error():
+    assert len({(ROOT / package / "errors.py").read_text(encoding="utf-8") for package in ALONE}) == 1
 
 
 @pytest.mark.parametrize("name", ["fit", "describe"])
@@ -136,7 +164,7 @@ def test_the_top_level_holds_what_the_layout_names_and_nothing_else():
         pytest.skip("not a git checkout")
     tops = {line.split("/")[0] for line in files.stdout.splitlines()}
     assert {top for top in tops if not top.startswith(".")} == {
-        "README.md", "LICENSE", "pyproject.toml", "data.py", "train.py", "sample.py", "tests", "docs", *PACKAGES}
+        "README.md", "LICENSE", "pyproject.toml", "train.py", "sample.py", "data", "common", "benchmarks", "tests", "docs", *PACKAGES}
 
 
 def commands(script: str) -> list[list[str]]:
@@ -157,14 +185,34 @@ def test_every_sampling_command_of_the_readme_parses():
         sample.parser().parse_args(words)
 
 
-def test_every_link_of_the_readme_to_a_file_resolves():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_file_resolves(document):
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")) if "://" not in link]
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (document.parent / link).exists(), link
 
 
-def test_every_field_of_every_config_and_recipe_has_a_comment_which_is_its_help():
-    for config, recipe, *_ in train.MODELS.values():
-        for cls in (config, recipe):
-            assert set(train.comments(cls)) == {field.name for field in dataclasses.fields(cls)}
+def test_the_readme_is_one_chapter():
+    assert len(README.split()) <= 1500
+
+
+def test_the_six_lines_of_the_readme_run_on_a_run(trained, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "shapes").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_field_of_every_config_and_recipe_has_a_help_text():
+    for _, config, recipe, _ in train.MODELS.values():
+        for field in [*dataclasses.fields(config), *dataclasses.fields(recipe)]:
+            assert field.metadata.get("help"), field.name
+
+
+def test_a_printed_command_survives_the_shell():
+    words = ["--run", "a run; $HOME 'quoted'"]
+    assert shlex.split(command("train.py", *words))[2:] == words

@@ -1,0 +1,78 @@
+"""A training's captioned pictures, the tokenizer learned from their captions, and whether captions fit into the models."""
+
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+import data
+from minclip import Tokenizer
+
+from .errors import InputError
+from .pictures import Progress
+from .runs import Run
+
+LONGEST = 77  # tokens of a caption at the most, as in the published CLIP
+
+
+@cache
+def load_images(run: Run, image_size: int, count: int | None, split: str = "train") -> data.Dataset:
+    """Open a split of the run's data set; print which pictures were skipped. Each is opened once."""
+    if run.job.data != "shapes" or run.job.overfit:
+        count = 1024 if run.job.overfit else None  # overfitting looks at one batch only
+    images = data.load(run.job.data, image_size, split, count, run.job.seed, progress=Progress("reading pictures"))
+    for reason in images.skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    if images.skipped:
+        print(f"skipped {len(images.skipped)}, left {len(images)} images", file=sys.stderr)
+    return images
+
+
+def held_out_images(run: Run, image_size: int, count: int) -> data.Dataset:
+    """Open pictures that no training sees; of the shapes world, `count` of them."""
+    return load_images(run, image_size, count, data.held_out_split(run.job.data))
+
+
+def distinct(*sets: data.Dataset) -> list[str]:
+    """List the captions of data sets, each once."""
+    return list(dict.fromkeys(caption for images in sets for captions in images.captions for caption in captions))
+
+
+def learn_tokenizer(run: Run, images: data.Dataset, vocab_size: int) -> Tokenizer:
+    """Return the run's tokenizer, learned from the captions if the run has none. Raises InputError if it has another."""
+    path = run.folder / "tokenizer.json"
+    if run.job.resume and path.exists():
+        return Tokenizer.load(path)
+    tokenizer = Tokenizer.train((caption for captions in images.captions for caption in captions), vocab_size)
+    if not path.exists():
+        tokenizer.save(path)
+    elif Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+        raise InputError(f"{path} was learned from other captions or with another --vocab-size: name another --run")
+    return tokenizer
+
+
+def batches(captions: list[str], size: int = 4096) -> Iterator[list[str]]:
+    for start in range(0, len(captions), size):
+        yield captions[start : start + size]
+
+
+def fitting_length(tokenizer: Tokenizer, captions: Iterable[str]) -> int:
+    """Return the least multiple of 4 that holds every caption: from 16, which leaves room for other prompts, to LONGEST."""
+    longest = 0
+    for batch in batches(list(captions)):
+        ends = tokenizer.encode(batch, LONGEST, truncate=True) == tokenizer.end                  # (b t)
+        longest = max(longest, ends.any(dim=0).nonzero().max().item() + 1)
+    return min(LONGEST, max(16, 4 * math.ceil(longest / 4)))
+
+
+def check_lengths(run: Run, tokenizer: Tokenizer, length: int, *sets: data.Dataset) -> None:
+    """Raise InputError if captions of any of the data sets take more than `length` tokens, unless they are to be cut."""
+    if run.job.truncate:
+        return
+    captions = distinct(*sets)
+    too_long = [caption for batch in batches(captions) for caption, ids in zip(batch, tokenizer.encode(batch, length + 1, truncate=True))
+                if ids[length] == tokenizer.end]
+    if too_long:
+        name = next(images.name(i) for images in sets for i, texts in enumerate(images.captions) if too_long[0] in texts)
+        raise InputError(f"{len(too_long)} of {len(captions)} captions take more than {length} tokens, first that of {name}: "
+                         f"{too_long[0][:60]!r}; add --truncate to cut them, or shorten them")

@@ -1,0 +1,59 @@
+"""Turn what the user can mend into one line on standard error; let everything else keep its traceback.
+
+A wrong flag, a broken file or a caption that is too long is the user's to mend: the package that notices raises its InputError,
+and the script ends with that line and exit code 2. Any other exception is a bug, ours or one in the code that a reader is
+changing, and whoever is changing it needs to see where.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import data
+import mindalle
+import minclip
+import minvqgan
+
+
+class InputError(ValueError):
+    """Say in one line what is wrong with the input, naming it, and what to do instead."""
+
+
+USER_ERRORS = (InputError, data.InputError, minclip.InputError, minvqgan.InputError, mindalle.InputError)
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Make an InputError of any OSError of this block: a full disk, a missing folder, a file that may not be read."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)) from error
+
+
+def one_line_errors(main: Callable[[], None]) -> None:
+    """Run a script's main function. Exit codes: 2 for bad input, 130 after Ctrl-C, 1 where nobody reads the output."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+        sys.stdout.flush()
+    except USER_ERRORS as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as error:
+        print(f"\n{name}: {error or 'interrupted'}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError as error:
+        ignore_output()
+        print(f"{name}: the output was closed: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def ignore_output() -> None:
+    """Send what is still printed nowhere: Python would raise once more when it flushes a closed pipe at exit."""
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

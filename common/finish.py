@@ -1,0 +1,32 @@
+"""What ends a main job: scores on the shapes world, and on any data pictures that are worth a look."""
+
+import minvqgan
+
+from . import scores
+from .captions import held_out_images
+from .guiding import Guiding, guide_and_write
+from .models import Drawing, Models
+from .pictures import Output, reconstruction_sheet, to_pil
+from .runs import Run
+
+
+def finish(run: Run, prompt: str = "a large red circle") -> None:
+    """Reconstruct and draw 16 held-out pictures; on the shapes world also guide one by the prompt, and report the scores."""
+    models, folder, seed = Models(run.folder, run.device), run.folder / "samples", run.job.seed
+    vqgan = models.get("vqgan")
+    originals, captions, scenes = scores.first_captions(held_out_images(run, vqgan.config.image_size, 128), 16)
+    entries = [{"caption": caption} for caption in captions]
+    Output(folder / "originals", "originals", 16).write(to_pil(originals), entries)
+
+    redrawn = scores.reconstruct(vqgan, originals.to(run.device))[0].cpu()
+    psnr = minvqgan.psnr(originals, redrawn).tolist()
+    sheet = reconstruction_sheet(to_pil(originals), to_pil(redrawn), [f"{i:04d}.png" for i in range(len(entries))], psnr)
+    Output(folder / "reconstruct", "reconstruct", 16).write(
+        to_pil(redrawn), [entry | {"psnr": value} for entry, value in zip(entries, psnr)], sheet=sheet)
+
+    drawn, _ = models.generate_images(captions, seed, Drawing())
+    Output(folder / "dalle", "dalle", 16).write(to_pil(drawn), entries)
+    if scenes:
+        output = Output(folder / "guide", "guide", 1)
+        guide_and_write(models, output, prompt, minvqgan.parse_prompts(prompt), models.embed_text([prompt]), Guiding(), seed)
+        scores.score(models, Drawing(), seed=seed)

@@ -1,0 +1,164 @@
+"""The command line of train.py, and what becomes of it when a run is resumed.
+
+    typed flags ---+
+                   +--> Job: data, seed, minutes ... --> settle: a model's config and recipe
+    checkpoints ---+    (with --resume)
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .flags import Options, Parser, add_fields, command, option, typed_fields
+from .runs import MODELS, Run
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job(Options):
+    """What train.py was asked for. Every field but the last two is a flag."""
+
+    data: str = option("shapes", "'shapes', or a folder of captioned images")
+    run: str | None = option(None, "folder of the run (default: runs/ and the name of the data)")
+    minutes: float | None = option(None, "train for this time instead of the recipe's steps; with --steps, until whichever is first", least=0.01)
+    resume: bool = option(False, "continue the run from its checkpoints, which know all other settings")
+    overfit: bool = option(False, "train on one batch over and over: the loss must go to almost nothing")
+    truncate: bool = option(False, "cut captions that are longer than the models read")
+    seed: int = option(0, "seed of everything random")
+    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
+    precision: str = option("auto", "auto measures in which this machine is faster", choices=["auto", "bf16", "fp32"])
+    model: str | None = None                                   # the one to train; None: all, then scores and pictures
+    flags: dict[str, Fields] = field(default_factory=dict)     # model -> the fields of its config and recipe that were typed
+
+    @property
+    def folder(self) -> Path:
+        name = "shapes" if self.data == "shapes" else Path(self.data).name
+        return Path(self.run or f"runs/{name}{'-overfit' if self.overfit else ''}")
+
+
+def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) -> tuple[str | None, Fields, dict[str, Fields]]:
+    """Read the command line -> the model to train, the fields of Job that were typed, those of each model's config and recipe.
+
+    classes: model -> its config, its recipe, and the config fields that are no flags
+
+    Flags of Job may stand before the model's name or after it. Without a name all models are trained, and a flag of one of
+    them carries its name, as in --vqgan.channels; --steps and --image-size are for all.
+    """
+    shared = Parser(add_help=False)
+    add_fields(shared, Job, without=("model", "flags"))
+    parser = Parser(prog="python train.py", description=description, parents=[shared])
+    parser.add_argument("--steps", type=int, help="optimiser steps of each model")
+    parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all models")
+    models = parser.add_subparsers(dest="model", metavar=" | ".join(classes), help="train this model alone; all when left out")
+    for model, (config, recipe, decided) in classes.items():
+        alone = models.add_parser(model, prog=f"python train.py {model}", parents=[shared])
+        add_fields(alone, config, without=decided)
+        add_fields(alone, recipe)
+        add_fields(parser, config, f"{model}.", without=(*decided, "image_size"))
+        add_fields(parser, recipe, f"{model}.")
+    args, flags = parser.parse_args(argv), {}
+    for model, (config, recipe, decided) in classes.items():
+        dotted = typed_fields(args, config, f"{model}.") | typed_fields(args, recipe, f"{model}.")
+        if dotted and args.model:
+            parser.error(f"--{model}.{next(iter(dotted)).replace('_', '-')} is for the training of all models; with {args.model} alone, "
+                         "leave out the model's name")
+        plain = typed_fields(args, config) | typed_fields(args, recipe) if args.model in (None, model) else {}
+        flags[model] = {name: value for name, value in plain.items() if name not in decided} | dotted
+    return args.model, {name: value for name, value in typed_fields(args, Job).items() if name != "model"}, flags
+
+
+def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
+    """Settle the job: what was typed, and for the rest what the run's checkpoints say. Raises InputError where they disagree."""
+    if "data" in typed:
+        typed = {**typed, "data": full_name(typed["data"])}
+    job = Job(**typed, model=model, flags=flags)
+    states = Run(job).states()
+    if not states:
+        if job.resume:
+            print(f"{job.folder} has nothing to resume: training starts from the beginning")
+        return Run(job)
+    last = states.get(model) or max(states.values(), key=lambda state: state.get("saved_at", 0.0))
+    if job.resume:
+        if "job" not in last:
+            raise InputError(f"{job.folder} was trained by an earlier version: sample.py still uses it, but it cannot be resumed; "
+                             "name another --run")
+        return Run(resumed(job, Job(**last["job"]), typed))
+    data = full_name(last.get("job", last)["data"])  # the models of a run are trained on one data set
+    if "data" in typed:
+        refuse_another(job.folder, "data", data, job.data)
+    elif data != job.data:
+        print(f"data: {data}, as for the other models of {job.folder}")
+    return Run(dataclasses.replace(job, data=data, run=str(job.folder)))
+
+
+def resumed(job: Job, saved: Job, typed: Fields) -> Job:
+    """Continue a saved job. What was typed and differs is refused, but for where the training ends: that is taken, and said."""
+    for name in ("data", "seed", "overfit", "truncate"):
+        if name in typed:
+            refuse_another(job.folder, name, getattr(saved, name), typed[name])
+    flags = {model: saved.flags.get(model, {}) | job.flags.get(model, {}) for model in MODELS}
+    minutes = saved.minutes
+    if job.minutes or any("steps" in fields for fields in job.flags.values()):
+        minutes = job.minutes
+        for model, fields in flags.items():
+            fields.pop("steps", None)
+            fields |= {name: value for name, value in job.flags.get(model, {}).items() if name == "steps"}
+        print("training now ends after " + (f"{minutes:g} minutes" if minutes else "the steps that were typed"))
+    return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, precision=typed.get("precision", saved.precision),
+                               model=job.model or saved.model, minutes=minutes, flags=flags)
+
+
+def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
+    """Return a model's config and recipe: the checkpoint's when resuming, or else the defaults; then what was typed."""
+    values, state = run.job.flags.get(model, {}), run.state(model)
+    if "scenes" in values and run.job.data != "shapes":
+        raise InputError(f"--scenes is for the shapes world, and {run.job.data} has its own pictures: leave it out")
+    if state:
+        if not run.job.resume:
+            raise InputError(f"{run.path(model)} exists: add --resume to continue it, or name another --run")
+        saved = {**state["config"], **state["recipe"]}
+        for name in values.keys() - {"steps", "share"}:
+            refuse_another(run.path(model), name, saved[name], values[name])
+        values = saved | values
+    return tuple(cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+                 for cls in (config, recipe))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a training may take: in minutes, in steps, or until the first of both is reached."""
+
+    minutes: float | None
+    steps: int | None
+
+    @classmethod
+    def of(cls, job: Job, model: str, recipe: Any) -> "Budget":
+        """Minutes replace the recipe's steps, unless steps were typed too; all models together share the minutes."""
+        minutes = job.minutes and job.minutes * (recipe.share if job.model is None else 1)
+        return cls(minutes, recipe.steps if minutes is None or "steps" in job.flags.get(model, {}) else None)
+
+    def done(self, step: int, seconds: float) -> float:
+        """Return the share of the training that is behind us; 1 or more is the end."""
+        return max(seconds / (60 * self.minutes) if self.minutes else 0.0, step / self.steps if self.steps else 0.0)
+
+
+def refuse_to_change_codes(run: Run, recipe: Any) -> None:
+    """Raise InputError if VQGAN would train on although a DALL·E has learned its codes."""
+    state = run.state("vqgan")
+    if run.path("dalle").exists() and (not state or Budget.of(run.job, "vqgan", recipe).done(state["step"], state["seconds"]) < 1):
+        raise InputError(f"{run.path('dalle')} was trained on the codes of {run.path('vqgan')}, which would change: name another --run, "
+                         f"or train DALL·E alone: {command('train.py', 'dalle', '--run', run.folder, '--resume')}")
+
+
+def refuse_another(where: Path, name: str, was: Any, typed: Any) -> None:
+    """Raise InputError if a setting differs from the run's."""
+    if was != typed:
+        raise InputError(f"{where} was trained with --{name.replace('_', '-')} {was}, not {typed}: leave the flag out, or name another --run")
+
+
+def full_name(source: str) -> str:
+    """Name a data set alike from any folder we are in, and with or without a last slash."""
+    return source if source == "shapes" else str(Path(source).resolve())

@@ -1,0 +1,212 @@
+"""A run's models, loaded when they are first asked for, each paired with the tokenizer and the codes that it was trained with."""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from PIL import Image
+from torch import Tensor, nn
+
+import data
+import mindalle
+import minclip
+import minvqgan
+
+from .errors import InputError
+from .flags import Options, command, option
+from .pictures import Progress, read_images
+
+PACKAGES = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle}
+
+
+@dataclass(frozen=True)
+class Drawing(Options):
+    """How DALL·E draws codes. The two likeliest, at temperature 1: more draw ragged outlines, and at a lower temperature small objects
+    go missing, since at each single place the background is likelier than that the object should begin there.
+    """
+
+    temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)
+    top_k: int = option(2, "draw among the k likeliest codes; 0: among all (with minDALL-E 256)", least=0)
+    top_p: float = option(1.0, "draw among the fewest codes that together have this probability", least=0, most=1)
+    guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model (with minDALL-E 1)")
+
+
+MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)  # its README's; it never saw an empty caption, which guidance needs
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Name a model's weights in 12 hexadecimal digits."""
+    digest = sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@torch.no_grad()
+def encode_all(vqgan: minvqgan.VQGAN, images: data.Dataset, device: str) -> Tensor:
+    """Compute the codes of all images once, int32 (images n): DALL·E trains on them and never sees pixels."""
+    codes = torch.empty(len(images), vqgan.config.grid**2, dtype=torch.int32)
+    progress = Progress("encoding pictures")
+    for indices in torch.arange(len(images)).split(64):
+        progress(int(indices[0]), len(images))
+        codes[indices] = rearrange(vqgan.encode(images.batch(indices).to(device)), "b g1 g2 -> b (g1 g2)").int().cpu()
+    return codes
+
+
+class Models:
+    """Load models from a run's folder, or from the files given in their place.
+
+    These may be published weights. A published CLIP brings its own tokenizer, minDALL-E's folder its tokenizer and its VQGAN.
+    """
+
+    def __init__(self, run: str | Path, device: str, preset: str | None = None, merges: str | None = None, **files: str | None):
+        self.run, self.device, self.preset, self.merges, self.loaded = Path(run), device, preset, merges, {}
+        if files.get("dalle") and (Path(files["dalle"]) / "stage1_last.ckpt").exists():
+            files["vqgan"] = files.get("vqgan") or files["dalle"]
+        self.files = {name: Path(files.get(name) or self.run / default) for name, default in (
+            ("clip", "clip.pt"), ("vqgan", "vqgan.pt"), ("dalle", "dalle.pt"), ("tokenizer", "tokenizer.json"))}
+
+    def has(self, name: str) -> bool:
+        return self.files[name].exists()
+
+    def get(self, name: str) -> Any:
+        """Return a model, or the run's tokenizer. Raises InputError if its file is missing or does not fit."""
+        if name not in self.loaded:
+            path, package = self.files[name], PACKAGES.get(name)
+            if not path.exists():
+                model = "clip" if name == "tokenizer" else name
+                raise InputError(f"{path} is missing: train it, {command('train.py', model, '--run', self.run)}, or name another --run")
+            options = {"preset": self.preset} if name == "clip" else {}
+            self.loaded[name] = package.load(path, self.device, **options) if package else minclip.Tokenizer.load(path)
+        return self.loaded[name]
+
+    def checkpoint(self, name: str) -> dict[str, Any]:
+        """Return the checkpoint that train.py wrote, its weights mapped from the file; {} for published weights."""
+        files = PACKAGES[name].pretrained
+        content = files.read(files.locate(self.files[name]))
+        return content if isinstance(content, dict) and content.get("kind") == name else {}
+
+    def data_of(self, name: str) -> str:
+        """Return the data set that a model was trained on: "shapes", a folder, or "other pictures" for published weights."""
+        checkpoint = self.checkpoint(name)
+        return checkpoint.get("job", checkpoint).get("data", "other pictures")
+
+    def clip_tokenizer(self) -> minclip.Tokenizer:
+        """Return CLIP's tokenizer: --merges, or what lies beside a --clip, or the run's own."""
+        clip, path = self.get("clip"), self.files["clip"]
+        if "clip_tokenizer" not in self.loaded:
+            folder = path if path.is_dir() else path.parent
+            beside = folder != self.run and any((folder / name).exists() for name in minclip.tokenizer.FILES)
+            tokenizer = minclip.Tokenizer.load(self.merges or folder) if self.merges or beside else self.get("tokenizer")
+            if tokenizer.vocab_size != clip.config.vocab_size:
+                raise InputError(f"{path} knows {clip.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
+                                 f"name the one it was trained with by --merges, as bpe_simple_vocab_16e6.txt.gz")
+            if (known := self.checkpoint("clip").get("tokenizer")) not in (None, tokenizer.fingerprint):
+                raise InputError(f"{path} was trained with another tokenizer than {self.files['tokenizer']} (fingerprint {known}, not "
+                                 f"{tokenizer.fingerprint}): name the right --tokenizer")
+            self.loaded["clip_tokenizer"] = tokenizer
+        return self.loaded["clip_tokenizer"]
+
+    def dalle(self) -> tuple[mindalle.DALLE, minclip.Tokenizer | mindalle.Tokenizer]:
+        """Return DALL·E and its tokenizer, having made sure that this and the VQGAN are those it was trained with."""
+        model, vqgan, path = self.get("dalle"), self.get("vqgan"), self.files["dalle"]
+        if vqgan.config.codebook_size != model.config.image_vocab:
+            raise InputError(f"{path} draws in {model.config.image_vocab} codes, {self.files['vqgan']} has "
+                             f"{vqgan.config.codebook_size}: name the right --vqgan")
+        if "dalle_tokenizer" not in self.loaded:
+            if known := self.checkpoint("dalle"):
+                for name, found in (("tokenizer", self.get("tokenizer").fingerprint), ("vqgan", fingerprint(vqgan))):
+                    if known.get(name, found) != found:
+                        raise InputError(f"{path} was trained with another {name} than {self.files[name]} (fingerprint "
+                                         f"{known[name]}, not {found}): its codes mean nothing here; name the right --{name}, or another --run")
+            folder = path if path.is_dir() else path.parent
+            self.loaded["dalle_tokenizer"] = self.get("tokenizer") if known else mindalle.Tokenizer.load(folder / "tokenizer")
+        return model, self.loaded["dalle_tokenizer"]
+
+    def encode(self, name: str, tokenizer: Any, texts: list[str], length: int) -> Tensor:
+        """Encode texts for a model -> ids (b t). Long ones are cut if the model was trained with --truncate."""
+        truncate = {"truncate": True} if self.checkpoint(name).get("job", {}).get("truncate") else {}
+        return tokenizer.encode(texts, length, **truncate).to(self.device)
+
+    def drawing(self, **typed: Any) -> Drawing:
+        """Return how to draw: what was typed, and for the rest what suits our own DALL·E, or minDALL-E."""
+        return replace(Drawing() if self.checkpoint("dalle") else MINDALLE_DRAWING, **typed)
+
+    def read_images(self, paths: Iterable[str | Path]) -> tuple[list[str], Tensor]:
+        """Read pictures as CLIP was trained to see them -> their names, images (b 3 side side)."""
+        def as_published(path: str | Path) -> Tensor:
+            try:
+                with Image.open(path) as image:
+                    return minclip.preprocess(image, side)
+            except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
+                raise InputError(f"{path} cannot be read as an image ({error})") from error
+
+        side = self.get("clip").config.image_size
+        return read_images(paths, side, None if self.checkpoint("clip") else as_published)
+
+    @torch.no_grad()
+    def embed_text(self, texts: list[str]) -> Tensor:
+        """Embed texts with CLIP -> (b e), unnormalised."""
+        clip = self.get("clip")
+        return clip.encode_text(self.encode("clip", self.clip_tokenizer(), texts, clip.config.context_length))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed images (b 3 h w) in [-1, 1] of any size with CLIP -> (b e), unnormalised; gradients reach the images."""
+        clip = self.get("clip")
+        side = clip.config.image_size
+        if images.shape[-2:] != (side, side):
+            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+        return clip.encode_image(images)
+
+    @torch.no_grad()
+    def embed_files(self, paths: list[Path]) -> tuple[list[str], Tensor]:
+        """Embed picture files with CLIP, 64 at a time, without those that cannot be read -> their names, (n e)."""
+        names, features, progress = [], [], Progress("looking at pictures")
+        for start in range(0, len(paths), 64):
+            progress(start, len(paths))
+            try:
+                batch, images = self.read_images(paths[start : start + 64])
+            except InputError as error:  # not one of these 64 can be read
+                print(f"skipped: {error}", file=sys.stderr)
+                continue
+            names += batch
+            features.append(self.embed_images(images.to(self.device)))
+        progress(len(paths), len(paths))
+        if not names:
+            raise InputError(f"none of the {len(paths)} images could be read")
+        return names, torch.cat(features)
+
+    def similarity(self, text: str) -> Callable[[Tensor], Tensor]:
+        """Return score(images (b 3 h w)) -> (b,), the cosine of each image with the text."""
+        target = F.normalize(self.embed_text([text]), dim=-1)
+        return lambda images: (F.normalize(self.embed_images(images), dim=-1) * target).sum(dim=-1)
+
+    @torch.no_grad()
+    def first_rows(self, path: str | None, rows: int | None, count: int) -> Tensor | None:
+        """Encode a picture, and keep its first rows of codes for DALL·E to continue -> (count r g); None without a picture."""
+        if (path is None) != (rows is None):
+            raise InputError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
+        if path is None:
+            return None
+        vqgan = self.get("vqgan")
+        if not 0 < rows < vqgan.config.grid:
+            raise InputError(f"--prime-rows {rows}: choose from 1 to {vqgan.config.grid - 1}")
+        _, images = read_images([path], vqgan.config.image_size)
+        return repeat(vqgan.encode(images.to(self.device))[0, :rows], "r g -> b r g", b=count)
+
+    @torch.no_grad()
+    def generate_images(self, captions: list[str], seed: int, how: Drawing, prime: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw one image per caption with DALL·E -> images (b 3 h w) in [-1, 1], their codes (b g g)."""
+        dalle, tokenizer = self.dalle()
+        *texts, empty = self.encode("dalle", tokenizer, [*captions, ""], dalle.config.text_length)
+        generator, count, progress = torch.Generator(self.device).manual_seed(seed), dalle.config.image_length, Progress("drawing codes")
+        for codes in mindalle.generate_steps(dalle, torch.stack(texts), empty=empty, prime=prime, generator=generator, **asdict(how)):
+            progress(codes.shape[1], count)
+        codes = dalle.to_grid(codes)
+        return self.get("vqgan").decode(codes).clamp(-1, 1), codes

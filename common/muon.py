@@ -1,0 +1,72 @@
+"""Muon, the optimiser of all three models: orthogonal steps for the matrices inside a network, AdamW's for the rest."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Muon(torch.optim.AdamW):
+    """Step hidden matrices along their orthogonalised momentum [Jordan et al. 2024, Muon], and all else as AdamW does.
+
+    In a gradient, a few large singular directions dominate; the small ones, which separate star from cross, barely move.
+    Orthogonalised, all directions of a matrix move alike. Scaled as in [Liu et al. 2025, sec. 2.2], a step is as long as
+    AdamW's, so that one learning rate suits both.
+
+    hidden: the modules whose matrices have layers on both sides, which embeddings and heads have not
+    outer_rate: learning-rate multiplier for all other parameters
+    weight_decay: of matrices only
+
+    Each group's "rate" is its highest learning rate, for a schedule to scale.
+    """
+
+    def __init__(self, model: nn.Module, hidden: list[nn.Module], lr: float, outer_rate: float = 1.0,
+                 weight_decay: float = 0.0, **options):
+        matrices = [p for module in hidden for p in module.parameters() if p.ndim > 1]
+        is_hidden = set(map(id, matrices))
+        outer = [p for p in model.parameters() if id(p) not in is_hidden]
+        super().__init__([
+            {"params": matrices, "rate": lr, "weight_decay": weight_decay},
+            {"params": [p for p in outer if p.ndim > 1], "rate": lr * outer_rate, "weight_decay": weight_decay},
+            # decay would only pull norm gains and biases from where they belong
+            {"params": [p for p in outer if p.ndim == 1], "rate": lr * outer_rate, "weight_decay": 0.0},
+            # a temperature is a single number with far to go: the full rate
+            {"params": [p for p in outer if p.ndim == 0], "rate": lr, "weight_decay": 0.0},
+        ], fused=True, **options)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        group, by_shape = self.param_groups[0], {}
+        for p in group["params"]:
+            if p.grad is not None:
+                state = self.state[p]
+                if not state:  # "step" is AdamW's: without it load_state_dict fails
+                    state.update(momentum=torch.zeros_like(p), step=torch.zeros(()))
+                state["momentum"].lerp_(p.grad, 0.05)
+                p.grad.lerp_(state["momentum"], 0.95)  # Nesterov: look ahead along the momentum
+                by_shape.setdefault(p.shape, []).append(p)
+        for matrices in by_shape.values():  # stacked: many small products cost more than one large
+            updates = orthogonalise(torch.stack([p.grad.flatten(1) for p in matrices]))  # (k out in)
+            length = 0.2 * max(updates.shape[1:]) ** 0.5
+            for p, update in zip(matrices, updates):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view(p.shape), alpha=-group["lr"] * length)
+                p.grad = None  # so that AdamW, below, passes over it
+        super().step()
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Bring all singular values near 1, (k m n) -> (k m n), by five steps of an odd polynomial of each matrix.
+
+    With X = U S V', the product (a + b XX' + c (XX')²) X is U (a S + b S³ + c S⁵) V', so no decomposition is needed. The
+    five brackets are multiplied first, since XX' is smaller than X.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    square, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)
+    product = one
+    for _ in range(5):
+        bracket = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+        product = bracket @ product
+        square = bracket @ square @ bracket  # XX' of the next step's X
+    x = product @ x
+    return x if wide else x.mT

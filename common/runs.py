@@ -1,0 +1,99 @@
+"""A run's folder: its checkpoints and who may write to it.
+
+    runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  log.csv  losses.png  scores.json  samples/
+
+A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included: what train.py was asked for,
+in the terms of its flags. So `train.py --run runs/NAME --resume` needs no other flag.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import minclip.files
+
+from . import log
+from .errors import InputError, file_errors
+from .files import lock, write_whole
+from .flags import command
+
+if TYPE_CHECKING:  # jobs.py imports this file
+    from .jobs import Job
+
+VERSION = 2  # of a checkpoint's layout; those without a number, the first, can be used but not resumed
+MODELS = ("clip", "vqgan", "dalle")
+
+
+class Run:
+    """Own the folder of one run."""
+
+    def __init__(self, job: "Job"):
+        self.job, self.folder = job, job.folder
+        self.log_path = self.folder / "log.csv"
+
+    @cached_property
+    def device(self) -> str:
+        return pick_device(self.job.device)
+
+    @property
+    def resume_command(self) -> str:
+        return command("train.py", "--run", self.folder, "--resume")
+
+    def path(self, model: str) -> Path:
+        return self.folder / f"{model}.pt"
+
+    def state(self, model: str) -> dict[str, Any] | None:
+        """Read a model's checkpoint, its tensors mapped from the file; None if there is none."""
+        path = self.path(model)
+        if not path.exists():
+            return None
+        try:
+            state = minclip.files.read(path)
+        except minclip.InputError as error:
+            raise InputError(f"{error}; delete it to train {model} from the beginning") from error
+        if not isinstance(state, dict) or state.get("kind") != model:
+            raise InputError(f"{path} is no checkpoint of {model}: name another --run")
+        return state
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        return {model: state for model in MODELS if (state := self.state(model))}
+
+    def settled(self, model: str, name: str) -> Any:
+        """Return a field of a model's config if it was typed, or if the checkpoint to resume has it; else None."""
+        typed, state = self.job.flags.get(model, {}).get(name), self.state(model) if self.job.resume else None
+        return state["config"][name] if typed is None and state else typed
+
+    def save(self, model: str, state: dict[str, Any]) -> None:
+        """Write a model's checkpoint."""
+        state = {"kind": model, "version": VERSION, "saved_at": time.time(), "job": dataclasses.asdict(self.job), **state}
+        write_whole(self.path(model), lambda file: torch.save(state, file))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder, and refuse one whose files are somebody else's."""
+        with file_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / ".lock", "a+")
+        with file:
+            if not lock(file):
+                raise InputError(f"{self.folder} is being trained by another process: wait for it, or name another --run")
+            for name in ("log.csv", "losses.png", "scores.json"):
+                if (self.folder / name).exists() and not log.is_ours(self.log_path):
+                    raise InputError(f"{self.folder / name} was not written by train.py, which would overwrite it: name another --run")
+            yield
+
+
+def pick_device(name: str) -> str:
+    """Turn "auto" into the best device there is; refuse one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise InputError(f"--device {name}: torch finds none on this machine; try --device cpu")
+    return name

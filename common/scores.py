@@ -1,0 +1,209 @@
+"""Every figure by which a run is judged, each a function of its own; on held-out pictures of the shapes world, most by its judge.
+
+    CLIP      zero_shot, recall@1               DALL·E   nats a code, overlap, match
+    VQGAN     psnr, usage, perplexity, kept     judge    agreement on true pictures: the ceiling of kept and match
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+import data
+import mindalle
+import minclip
+import minvqgan
+
+from .errors import InputError
+from .files import write_whole
+from .models import Drawing, Models
+
+Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)
+
+# ---- CLIP -------------------------------------------------------------------------------------------------------------
+
+
+def neighbours(scene: data.Scene, count: int, rng: random.Random) -> list[str]:
+    """Word `count` scenes that differ from this one in a single attribute: what CLIP must not confuse with it."""
+    changed = [dataclasses.replace(scene, background=b) for b in data.BACKGROUNDS]
+    if scene.relation:
+        changed += [dataclasses.replace(scene, relation=r) for r in data.RELATIONS]
+    for i, thing in enumerate(scene.objects):
+        things = [dataclasses.replace(thing, colour=c) for c in data.COLOURS]
+        things += [dataclasses.replace(thing, shape=s) for s in data.SHAPES]
+        things += [dataclasses.replace(thing, size=s) for s in ("small", "large")] if thing.size else []
+        changed += [dataclasses.replace(scene, objects=(*scene.objects[:i], t, *scene.objects[i + 1 :])) for t in things]
+    captions = {s.caption for s in changed if len({o.colour for o in s.objects}) == len(s.objects)}
+    return rng.sample(sorted(captions - {scene.caption}), count)
+
+
+@torch.no_grad()
+def zero_shot(embed_images: Embed, embed_text: Embed, images: Tensor, captions: list[str], seed: int) -> float:
+    """Return how often CLIP prefers the true caption to 15 that differ from it in one attribute: by chance 1/16."""
+    rng, right = random.Random(seed), 0
+    for image, caption in zip(embed_images(images), captions):
+        choices = [caption, *neighbours(data.parse(caption), 15, rng)]
+        right += (F.normalize(embed_text(choices), dim=-1) @ image).argmax().item() == 0
+    return right / len(captions)
+
+
+@torch.no_grad()
+def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor, captions: list[str]) -> tuple[float, float]:
+    """Return how often the right one of all is closest, image to text and text to image; captions that say the same are all right."""
+    scenes = [data.parse(caption) for caption in captions]
+    worded = [scene.canonical.caption if scene else caption for scene, caption in zip(scenes, captions)]
+    number = {text: i for i, text in enumerate(dict.fromkeys(worded))}
+    numbers = torch.tensor([number[text] for text in worded], device=images.device)
+    same = rearrange(numbers, "i -> i 1") == rearrange(numbers, "j -> 1 j")
+    return minclip.recall_at_k(embed_images(images), embed_text(captions), 1, same)
+
+
+def contrastive_bounds(model: minclip.CLIP, ids: Tensor) -> tuple[float, float]:
+    """Return the loss of a batch with these captions (b t) if all cosines are 0, and the lowest there can be.
+
+    Equal captions have a lowest loss above 0: with eight captions in a batch of 128, softmax cannot know which 16 are asked for.
+    """
+    loss, _, bias = minclip.LOSSES[model.config.loss]
+    same = minclip.same_caption(ids)
+    return loss(torch.zeros(same.shape) + (bias or 0.0), same).item(), max(0.0, loss(200.0 * same - 100.0, same).item())
+
+
+# ---- VQGAN and DALL·E -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reconstruct(vqgan: minvqgan.VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode and decode images (b 3 h w), 64 at a time -> reconstructions (b 3 h w) in [-1, 1], codes (b g g)."""
+    codes = torch.cat([vqgan.encode(part) for part in images.split(64)])
+    return torch.cat([vqgan.decode(part) for part in codes.split(64)]).clamp(-1, 1), codes
+
+
+def agreement(images: Tensor, captions: list[str]) -> float:
+    """Return how often the judge finds all that the caption says, and nothing else: images (b 3 h w) -> share in [0, 1]."""
+    return sum(map(data.matches, data.to_pictures(images), captions)) / len(captions)
+
+
+def match(models: Models, captions: list[str], how: Drawing, best_of: int, seed: int) -> tuple[float, float]:
+    """Draw each caption `best_of` times -> the agreement of the first pictures, and of those that CLIP likes best."""
+    first, best = [], []
+    for start in range(0, len(captions), 32):
+        part = captions[start : start + 32]
+        images, _ = models.generate_images([caption for caption in part for _ in range(best_of)], seed + start, how)
+        images = rearrange(images, "(b k) c h w -> b k c h w", k=best_of)
+        first.append(images[:, 0])
+        if models.has("clip"):
+            best += [candidates[mindalle.rerank(candidates, models.similarity(caption))[0]] for caption, candidates in zip(part, images)]
+    return agreement(torch.cat(first), captions), agreement(torch.stack(best), captions) if best else 0.0
+
+
+# ---- While training: a few held-out pictures, every so often ----------------------------------------------------------
+
+
+def first_captions(images: data.Dataset, count: int) -> tuple[Tensor, list[str], bool]:
+    """Return the first pictures (b 3 h w), a caption of each, and whether they are scenes of the shapes world."""
+    indices = range(min(count, len(images)))
+    captions = [images.captions[i][0] for i in indices]
+    return images.batch(indices), captions, all(map(data.parse, captions))
+
+
+def held_out_clip(model: minclip.CLIP, encode: Callable[[list[str]], Tensor], held_out: data.Dataset, seed: int) -> dict[str, float]:
+    """Return zero-shot accuracy on the shapes world, elsewhere recall@1 among the pictures; and the temperature's scale."""
+    device = model.logit_scale.device
+    images, captions, scenes = first_captions(held_out, 64 if len(held_out) else 0)
+    embed_text = lambda texts: model.encode_text(encode(texts).to(device))  # noqa: E731
+    if scenes:
+        figures = {"zero_shot": zero_shot(model.encode_image, embed_text, images.to(device), captions, seed)}
+    else:
+        figures = {"recall_at_1": recall_at_1(model.encode_image, embed_text, images.to(device), captions)[0]}
+    return figures | {"scale": model.logit_scale.exp().item()}
+
+
+def held_out_vqgan(model: minvqgan.VQGAN, held_out: data.Dataset) -> dict[str, float]:
+    """Return PSNR in dB, and the share of codes in use."""
+    images, _, _ = first_captions(held_out, 128)
+    images = images.to(model.last_weight.device)
+    model.eval()
+    redrawn, codes = reconstruct(model, images)
+    model.train()
+    counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
+    return {"psnr": minvqgan.psnr(images, redrawn).mean().item(), "usage": minvqgan.usage(counts).item()}
+
+
+@torch.no_grad()
+def held_out_dalle(model: mindalle.DALLE, vqgan: minvqgan.VQGAN, encode: Callable[[list[str]], Tensor], held_out: data.Dataset,
+                   seed: int) -> dict[str, float]:
+    """Return nats per code of true pictures, and of drawings of the shapes world how well they overlap what the caption says."""
+    images, captions, scenes = first_captions(held_out, 128)
+    device = model.text_positions.device
+    text = encode(captions).to(device)                                                       # (b t)
+    codes = vqgan.encode(images.to(device))                                                  # (b g g)
+    _, _, nats = mindalle.dalle_loss(*model(text, codes), text, codes)
+    if not scenes:
+        return {"nats_per_code": nats.item()}
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = mindalle.generate(model, text[:16], empty=encode("")[0].to(device), generator=generator, **asdict(Drawing()))
+    pictures = data.to_pictures(vqgan.decode(drawn))
+    return {"nats_per_code": nats.item(), "overlap": sum(map(data.overlap, pictures, captions)) / len(pictures)}
+
+
+# ---- `sample.py score` ------------------------------------------------------------------------------------------------
+
+
+class Report:
+    """Print figures and write them to scores.json as they come."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.figures = path, {"settings": settings}
+        if path.exists() and "settings" not in path.read_text(errors="replace"):
+            raise InputError(f"{path} was not written by this command, which would overwrite it: name another --run")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, value: float, note: str = "", percent: bool = True) -> None:
+        self.figures[name] = round(value, 4)
+        print(f"{name:28} {f'{value:.1%}' if percent else f'{value:.1f}':>8} {note}", flush=True)
+        write_whole(self.path, lambda file: file.write((json.dumps(self.figures, indent=1) + "\n").encode()))
+
+
+def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best_of: int = 8, seed: int = 0) -> None:
+    """Report every figure that the run's models allow, beside the judge's ceiling on true pictures of each split."""
+    there = [name for name in ("clip", "vqgan", "dalle") if models.has(name)]
+    for name in there or ["clip"]:
+        if (source := models.data_of(name) if there else models.get(name)) != "shapes":
+            raise InputError(f"{models.files[name]} was trained on {source}: score needs a run over the shapes world")
+    report = Report(models.run / "scores.json", {"count": count, "draws": draws, "best_of": best_of, "seed": seed, **asdict(how)})
+    size = models.get("vqgan" if "dalle" in there else there[0]).config.image_size
+    true = {split: data.load("shapes", size, split, count, seed=seed + 1) for split in data.SPLITS}
+    images = {split: true[split].batch(range(count)).to(models.device) for split in data.SPLITS}
+    captions = {split: [texts[0] for texts in true[split].captions] for split in data.SPLITS}
+    ceiling = {split: agreement(images[split], captions[split]) for split in data.SPLITS}
+    for split, value in ceiling.items():
+        report.add(f"judge {split}", value, "agreement of the judge with true scenes: the ceiling below")
+    if "clip" in there:
+        for split in ("unseen", "novel"):
+            report.add(f"zero-shot {split}", zero_shot(models.embed_images, models.embed_text, images[split], captions[split], seed))
+        to_text, to_image = recall_at_1(models.embed_images, models.embed_text, images["unseen"], captions["unseen"])
+        report.add("recall@1 image to text", to_text, f"among {count}")
+        report.add("recall@1 text to image", to_image, f"among {count}")
+    if "vqgan" in there:
+        vqgan = models.get("vqgan")
+        redrawn, codes = reconstruct(vqgan, images["unseen"])
+        counts = torch.bincount(codes.flatten(), minlength=vqgan.config.codebook_size).float()
+        report.add("psnr", minvqgan.psnr(images["unseen"], redrawn).mean().item(), "dB", percent=False)
+        report.add("usage", minvqgan.usage(counts).item(), f"of {vqgan.config.codebook_size} codes, on {count} pictures")
+        report.add("perplexity", minvqgan.perplexity(counts).item(), percent=False)
+        report.add("kept", agreement(redrawn, captions["unseen"]), f"ceiling {ceiling['unseen']:.1%}")
+    if "dalle" in there:
+        for split in data.SPLITS:
+            plain, reranked = match(models, captions[split][:draws], how, best_of, seed)
+            report.add(f"match {split}", plain, f"ceiling {ceiling[split]:.1%}")
+            if "clip" in there:
+                report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP")
+    print(f"wrote {report.path}")

@@ -1,0 +1,209 @@
+"""What the training loops share: seeds, the learning rate's schedule, precision, and a training's place in time.
+
+Every step draws its randomness from (seed, model, step) alone. So no generator has to be saved, and a run that was killed goes on
+from its last checkpoint to the very weights it would have had.
+"""
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import log
+from .errors import InputError, ignore_output
+from .jobs import Budget, refuse_another
+from .runs import Run
+
+SAVE_EVERY = 30  # seconds between checkpoints
+LOG_EVERY = 10  # steps between lines of the log
+HELD_OUT_SHARE = 0.05  # of the time goes to figures of held-out pictures, at the most
+
+
+def stable_seed(*parts: Any) -> int:
+    """Mix anything printable into a seed below 2^63 that is the same on every machine, unlike Python's hash()."""
+    return int.from_bytes(sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def set_learning_rate(optimiser: Optimizer, done: float, steps: int, warmup: float = 0.05) -> None:
+    """Scale each group's highest rate, group["rate"]: up a line while done < warmup, then down a line to zero [Bergsma et al. 2025].
+
+    done: share of the training that is behind us, in [0, 1]; steps: about how many it has, since the first step needs some rate
+    """
+    factor = min(max(done, 1 / steps) / warmup, (1 - done) / (1 - warmup))
+    for group in optimiser.param_groups:
+        group["lr"] = group["rate"] * factor
+
+
+def random_batch(count: int, batch_size: int, overfit: bool = False) -> Tensor:
+    """Draw the indices (b) of a batch, all different while there are enough; always the same ones to overfit."""
+    if overfit:
+        return torch.arange(min(count, batch_size))
+    return torch.randperm(count)[:batch_size] if count >= batch_size else torch.randint(count, (batch_size,))
+
+
+def choose_precision(run: Run, model: str, layer: nn.Module, x: Tensor) -> str:
+    """Return "bf16" or "fp32": the checkpoint's, or what was asked for, or what a layer of the model's shape is faster in.
+
+    layer, x: such a layer and an input for it, on the CPU
+    """
+    if run.job.resume and (state := run.state(model)):
+        if run.job.precision not in ("auto", state["precision"]):
+            refuse_another(run.path(model), "precision", state["precision"], run.job.precision)
+        return state["precision"]
+    if run.job.precision != "auto":
+        return run.job.precision
+    speedup = bf16_speedup(layer.to(run.device), x.to(run.device))
+    chosen = "bf16" if speedup > 1.1 else "fp32"  # below that the rounding is not worth it
+    print(f"{model}: bf16 is {speedup:.1f} times as fast as fp32 here: {chosen}")
+    return chosen
+
+
+def bf16_speedup(layer: nn.Module, x: Tensor, seconds: float = 0.1) -> float:
+    """Measure, `seconds` for each, how many times as fast a layer's forward and backward are in bf16 as in fp32."""
+    fastest, end = {False: math.inf, True: math.inf}, time.perf_counter() + 2 * seconds
+    while time.perf_counter() < end or math.inf in fastest.values():
+        for bf16 in fastest:  # in turn, since a machine shared with others changes its speed
+            start = time.perf_counter()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                y = layer(x)
+            y.float().sum().backward()
+            layer.zero_grad()
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            fastest[bf16] = min(fastest[bf16], time.perf_counter() - start)
+    return fastest[False] / fastest[True]
+
+
+class Training:
+    """One model's training: how far it is, when it ends, its lines in the log, its checkpoint.
+
+    notes: plain values for the checkpoint, such as the tokenizer's fingerprint; a training resumes under equal ones only
+    parts: what must be saved to go on, each with a state_dict: the model under that name, optimisers
+    """
+
+    def __init__(self, run: Run, name: str, config: Any, recipe: Any, notes: dict[str, Any], **parts: nn.Module | Optimizer):
+        self.run, self.name, self.config, self.recipe, self.notes, self.parts = run, name, config, recipe, notes, parts
+        self.budget = Budget.of(run.job, name, recipe)
+        self.step, self.seconds, self.stopped_by, self.saved_step = 0, 0.0, None, None
+        if run.job.resume and (state := run.state(name)):
+            self.restore(state)
+        log.trim(run.log_path, name, self.step)
+        count = sum(p.numel() for p in parts["model"].parameters())
+        print(f"{name}: {count:,} parameters, {run.device}, {notes['precision']}" + (f", from step {self.step}" if self.step else ""),
+              flush=True)
+
+    # ---- Time ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> float:
+        return self.budget.done(self.step, self.seconds)
+
+    def steps(self) -> Iterator[tuple[int, float]]:
+        """Yield (step, share done) until the training is over. Ctrl-C ends it after the step that it interrupts."""
+        def stop(*_):
+            self.stopped_by = KeyboardInterrupt
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+        before = signal.signal(signal.SIGINT, stop)
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                part.train()
+        self.first_step, self.first_seconds, self.started = self.step, self.seconds, time.monotonic()
+        self.shown, self.next_due = self.started, self.started + SAVE_EVERY
+        try:
+            while self.done < 1 and not self.stopped_by:
+                yield self.step, self.done
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.stopped_by:
+            raise self.stopped_by(f"stopped at step {self.step}, which is saved; to continue: {self.run.resume_command}")
+
+    @property
+    def due(self) -> bool:
+        """Whether to save and to evaluate now: twice a minute, and after the last step."""
+        self.due_since = time.monotonic()
+        return self.due_since >= self.next_due or self.done >= 1 or bool(self.stopped_by)
+
+    # ---- The log ------------------------------------------------------------------------------------------------------
+
+    def log(self, loss: Tensor, **parts: Tensor) -> None:
+        """Count this step, and log its losses if it is a tenth one. Raises InputError for a loss that is not finite."""
+        logged = self.step % LOG_EVERY == 0
+        if (logged or loss.device.type == "cpu") and not loss.isfinite():  # on a GPU seldom: asking makes it wait
+            self.diverged(f"the loss is {loss.item()}")
+        self.loss = loss.detach()
+        if self.step == 0:
+            print(f"{self.name}: first loss {self.loss.item():.3f}", flush=True)
+        if logged:
+            log.append(self.run.log_path, self.name, self.step, self.seconds, self.loss.item(), {k: v.item() for k, v in parts.items()})
+        self.step += 1
+        self.seconds = self.first_seconds + time.monotonic() - self.started
+        self.show()
+
+    def log_held_out(self, **figures: float) -> None:
+        """Log and print figures of held-out pictures; the next are due after twenty times what these took."""
+        took = time.monotonic() - self.due_since
+        self.next_due = time.monotonic() + max(SAVE_EVERY, took / HELD_OUT_SHARE)
+        log.append(self.run.log_path, self.name, self.step, self.seconds, None, figures)
+        line = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
+        self.print_line(f"{self.name}: step {self.step}  held out: {line}", end="\n")
+
+    def show(self) -> None:
+        """Rewrite the progress line on a terminal; elsewhere print it every half minute, and at the end."""
+        now, live, over = time.monotonic(), sys.stdout.isatty(), self.done >= 1 or bool(self.stopped_by)
+        if not over and now - self.shown < (0.5 if live else 30):
+            return
+        self.shown = now
+        speed = (self.step - self.first_step) / max(self.seconds - self.first_seconds, 1e-9)
+        left = f"{self.seconds:.0f} s in all" if over else f"{self.seconds * (1 - self.done) / max(self.done, 1e-9):.0f} s left"
+        line = f"{self.name}: step {self.step}  loss {self.loss.item():.4f}  {speed:.1f} steps/s  {left}"
+        self.print_line(line, end="" if live and not over else "\n")
+
+    def print_line(self, line: str, end: str) -> None:
+        """Print over the progress line. Nobody may be reading any more (`| head`): then stop as after Ctrl-C."""
+        try:
+            print(f"\r{line:<79}" if sys.stdout.isatty() else line, end=end, flush=True)
+        except BrokenPipeError:
+            ignore_output()
+            self.stopped_by = BrokenPipeError
+
+    # ---- The checkpoint -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a weight is not finite."""
+        weights = self.parts["model"].state_dict()
+        for name, weight in weights.items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                self.diverged(f"{name} is not finite")
+        self.run.save(self.name, {
+            "config": dataclasses.asdict(self.config), "recipe": dataclasses.asdict(self.recipe), "weights": weights,
+            "step": self.step, "seconds": self.seconds, **self.notes,
+            "training": {name: part.state_dict() for name, part in self.parts.items() if name != "model"},
+        })
+        self.saved_step = self.step
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where a checkpoint ends."""
+        path = self.run.path(self.name)
+        for name, value in self.notes.items():
+            if state.get(name) != value:
+                raise InputError(f"{path} was trained with another {name} ({state.get(name)}, now {value}): name another --run")
+        self.parts["model"].load_state_dict(state["weights"])
+        for name, part in state["training"].items():
+            self.parts[name].load_state_dict(part)
+        self.step, self.seconds, self.saved_step = state["step"], state["seconds"], state["step"]
+
+    def diverged(self, what: str) -> None:
+        """Raise InputError that says what is not finite, what is kept, and what to lower."""
+        path = self.run.path(self.name)
+        kept = f"{path} holds step {self.saved_step}" if self.saved_step is not None else "nothing was saved"
+        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. Lower --learning-rate (now {self.recipe.learning_rate:g})"
+                         + (", or try --precision fp32" if self.notes["precision"] == "bf16" else ""))

@@ -1,0 +1,27 @@
+"""Serve captioned images: the shapes world, drawn and judged with no learned part, or a folder of your own.
+
+                  random_scene           render                        read_scene
+    seed, split, i ----------> Scene -------------> pixels (h w 3) ------------------> Scene
+                      .caption |  ^ parse
+                               v  |
+                "a small red circle on a black background"
+
+    load("shapes" | folder, image_size) --> Dataset --> .batch(indices) (b 3 h w), .texts(indices, generator)
+
+Pictures are uint8 (h w 3) in here, and float (b 3 h w) in [-1, 1] once they leave for a model.
+"""
+
+from .dataset import Dataset, held_out_split, load, read_image, to_pictures, to_tensor
+from .errors import InputError
+from .folders import image_files, read_captions
+from .judge import matches, overlap, read_scene
+from .shapes import (BACKGROUNDS, COLOURS, NOVEL, OUTLINES, RELATIONS, SHAPES, SPLITS, Object, Scene, paint, parse,
+                     place, random_scene, render, split_of)
+
+__all__ = [
+    "load", "Dataset", "held_out_split", "InputError",
+    "read_image", "to_tensor", "to_pictures", "image_files", "read_captions",
+    "COLOURS", "SHAPES", "BACKGROUNDS", "RELATIONS", "OUTLINES", "NOVEL", "SPLITS",
+    "Object", "Scene", "parse", "split_of", "random_scene", "place", "paint", "render",
+    "read_scene", "matches", "overlap",
+]

@@ -1,0 +1,71 @@
+"""What the tests of the two scripts share: a folder of pictures, a run trained on it, and ways to call the scripts."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import sample
+import train
+from common.errors import one_line_errors
+
+TINY = {
+    "clip": "--vision-width 32 --vision-layers 1 --text-width 32 --text-layers 1 --batch-size 16",
+    "vqgan": "--channels 8 --z-channels 8 --codebook-size 32 --batch-size 8",
+    "dalle": "--width 32 --layers 1 --heads 2 --batch-size 8",
+}
+TINY_JOB = " ".join(flag.replace("--", f"--{model}.") for model, flags in TINY.items() for flag in flags.split())  # for all models
+
+
+def run(script: str, *words, ok: bool = True) -> subprocess.CompletedProcess:
+    """Run a script as a user does."""
+    result = subprocess.run([sys.executable, str(ROOT / f"{script}.py"), *map(str, words)], capture_output=True, text=True)
+    if ok:
+        assert result.returncode == 0, result.stderr
+    return result
+
+
+def refused(script: str, *words) -> str:
+    """Run a command that must be refused, as the script itself would, and return its one line."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as exit:
+        one_line_errors(lambda: {"train": train, "sample": sample}[script].main([*map(str, words)]))
+    lines = errors.getvalue().strip().splitlines()
+    assert exit.value.code == 2 and len(lines) == 1, (exit.value.code, lines)
+    return lines[0]
+
+
+def trains(*words) -> None:
+    train.main([*map(str, words), "--device", "cpu", "--precision", "fp32"])
+
+
+def samples(run: Path, *words) -> None:
+    sample.main([*map(str, words), "--run", str(run), "--device", "cpu"])
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A folder of captioned pictures of any size."""
+    place, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(24):
+        size = rng.integers(20, 60, 2)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(place / f"{i}.png")
+        (place / f"{i}.txt").write_text(f"picture number {i % 5}")
+    return place
+
+
+@pytest.fixture(scope="session")
+def trained(folder, tmp_path_factory) -> Path:
+    """A run of three tiny models, each trained for four steps."""
+    place = tmp_path_factory.mktemp("run")
+    for model, options in TINY.items():
+        trains(model, "--data", folder, "--run", place, "--steps", 4, *options.split())
+    return place

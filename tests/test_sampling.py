@@ -1,0 +1,175 @@
+"""sample.py from outside: every command on tiny models, of our own and in the published layouts."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+import sample
+import seeded
+import test_minclip
+import test_mindalle
+import test_minvqgan
+from common import scores
+from common.guiding import Guiding, guiding
+from common.models import Drawing, Models
+from conftest import TINY, refused, samples, trains
+from minclip import Tokenizer
+
+
+def test_classify_gives_each_image_and_label_a_probability(trained, folder, capsys):
+    samples(trained, "classify", folder / "0.png", folder / "1.png", "--labels", "number 1", "number 2")
+    assert capsys.readouterr().out.count("%") == 4
+
+
+def test_search_ranks_a_folder_by_text_and_by_picture(trained, folder, tmp_path):
+    samples(trained, "search", "number 1", folder, "-n", 5, "--out", tmp_path)
+    assert (tmp_path / "index.jsonl").read_text().count("\n") == 5
+    samples(trained, "search", folder, "--image", folder / "3.png", "-n", 5, "--out", tmp_path)
+    assert '3.png", "score": 1.0' in (tmp_path / "index.jsonl").read_text().splitlines()[0].replace("0.99999", "1.0")
+
+
+def test_reconstruct_shows_originals_over_reconstructions(trained, folder, tmp_path):
+    samples(trained, "reconstruct", folder / "0.png", folder / "1.png", "--out", tmp_path)
+    assert {"0000.png", "0001.png", "sheet.png", "index.jsonl"} == {p.name for p in tmp_path.iterdir()}
+
+
+def test_dalle_draws_the_same_pictures_from_the_same_seed(trained, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        samples(trained, "dalle", "picture number 1", "", "-n", 2, "--seed", seed, "--out", tmp_path / name)
+    a, b, c = (b"".join((tmp_path / name / f"000{i}.png").read_bytes() for i in range(4)) for name in "abc")
+    assert a == b and a != c
+
+
+def test_drawing_gives_the_codes_of_the_pictures_as_well(trained):
+    models = Models(trained, "cpu")
+    images, codes = models.generate_images(["picture number 1"], 0, Drawing())
+    assert torch.equal(images, models.get("vqgan").decode(codes).clamp(-1, 1).detach())
+
+
+def test_dalle_reranks_and_primes(trained, folder, tmp_path):
+    samples(trained, "dalle", "picture number 1", "--rerank", 4, "-n", 2, "--prime", folder / "0.png", "--prime-rows", 3,
+            "--out", tmp_path)
+    assert '"rank": 1' in (tmp_path / "index.jsonl").read_text()
+
+
+def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):
+    samples(trained, "guide", "picture number 1: 1 | number 2: -0.3", "--steps", 3, "--cutouts", 2, "--out", tmp_path)
+    assert {"0000.png", "filmstrip.png", "guide.gif"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
+    place = tmp_path / "run"
+    for model, options in TINY.items():
+        trains(model, "--run", place, "--steps", 1, "--overfit", *options.split())
+    samples(place, "score", "--count", 16, "--draws", 2, "--rerank", 2)
+    printed = capsys.readouterr().out
+    figures = json.loads((place / "scores.json").read_text())
+    for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked"):
+        assert figure in printed and any(name.startswith(figure) for name in figures)
+
+
+def test_score_scores_what_there_is_and_writes_each_figure_as_it_comes(tmp_path, monkeypatch, capsys):
+    trains("vqgan", "--run", tmp_path, "--steps", 1, "--overfit", *TINY["vqgan"].split())
+    monkeypatch.setattr(scores.minvqgan, "perplexity", lambda counts: 1 / 0)  # a crash half way
+    with pytest.raises(ZeroDivisionError):
+        samples(tmp_path, "score", "--count", 16)
+    assert {"psnr", "usage"} <= json.loads((tmp_path / "scores.json").read_text()).keys()
+    monkeypatch.undo()
+    samples(tmp_path, "score", "--count", 16)
+    assert "kept" in (tmp_path / "scores.json").read_text() and "zero-shot" not in capsys.readouterr().out
+
+
+def test_a_dalle_refuses_the_codes_of_another_vqgan(trained, folder, tmp_path):
+    trains("vqgan", "--data", folder, "--run", tmp_path, "--steps", 1, "--seed", 5, *TINY["vqgan"].split())
+    with pytest.raises(ValueError, match="another vqgan"):
+        samples(trained, "dalle", "picture", "--vqgan", tmp_path / "vqgan.pt")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_checkpoint_that_is_a_malicious_pickle_does_not_run(trained, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"kind": "vqgan", "config": Bomb()}))
+    with pytest.raises(ValueError, match="bomb.pt"):
+        samples(trained, "reconstruct", folder / "0.png", "--vqgan", tmp_path / "bomb.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+# ---- Published weights: each package's layout is proven in its own tests; here the commands that use them ----------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Small models in the published layouts: a folder of Hugging Face's, and minDALL-E's with its VQGAN and tokenizer."""
+    place = tmp_path_factory.mktemp("published")
+    clip, dalle = place / "clip", place / "1.3B"
+    clip.mkdir()
+    dalle.mkdir()
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *test_minclip.FIRST_MERGES]))
+    (clip / "config.json").write_text(json.dumps(test_minclip.hugging_face_config(vocab_size=524)))
+    torch.save(test_minclip.filled(test_minclip.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
+
+    sizes = dict(text_vocab=len(test_mindalle.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
+    test_mindalle.publish_tokenizer(dalle / "tokenizer")
+    weights = {name: seeded.fill(name, shape) for name, shape in test_mindalle.published_shapes(**sizes).items()}
+    torch.save({"state_dict": weights}, dalle / "stage2_last.ckpt")
+    (dalle / "config.yaml").write_text(test_mindalle.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16"))
+    stage1 = {name: seeded.fill(name, shape) for name, shape in test_minvqgan.STATES["vq"].items()}
+    torch.save({"state_dict": stage1}, dalle / "stage1_last.ckpt")
+    return place
+
+
+def test_every_command_takes_published_weights(published, folder, tmp_path):
+    clip, dalle, picture = f"--clip {published}/clip", f"--dalle {published}/1.3B", f"{folder}/1.png"
+    for line in (f"classify {picture} --labels the thing {clip}", f"search the {folder} {clip}",
+                 f"search {folder} --image {picture} {clip}", f"reconstruct {picture} --vqgan {published}/1.3B",
+                 f"guide the {clip} --vqgan {published}/1.3B --steps 2 --cutouts 2",
+                 f"dalle the {dalle} {clip} --rerank 3 -n 2"):
+        command = line.split()[0]
+        sample.main([*line.split(), "--device", "cpu", "--run", str(tmp_path / "none"), "--out", str(tmp_path / command)])
+        assert (tmp_path / command / "sheet.png").exists(), line
+    assert Image.open(tmp_path / "dalle" / "0001.png").size == (16, 16)
+
+
+def test_published_weights_see_pictures_as_they_were_trained_to_and_our_own_as_train_does(published, trained, tmp_path):
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))  # red where nothing shows
+    clear.save(tmp_path / "clear.png")
+    theirs = Models(tmp_path, "cpu", clip=published / "clip").read_images([tmp_path / "clear.png"])[1]
+    ours = Models(trained, "cpu").read_images([tmp_path / "clear.png"])[1]
+    assert theirs[0, :, 0, 0].tolist() == [1, -1, -1] and ours[0, :, 0, 0].tolist() == [1, 1, 1]
+
+
+def test_drawing_defaults_are_minDALL_Es_for_minDALL_E_and_what_is_typed_always_wins(published, trained):
+    theirs, ours = Models(trained, "cpu", dalle=published / "1.3B"), Models(trained, "cpu")
+    assert theirs.drawing(temperature=0.3) == Drawing(temperature=0.3, top_k=256, top_p=1.0, guidance=1.0)
+    assert ours.drawing(temperature=0.3) == Drawing(temperature=0.3, top_k=2, top_p=1.0, guidance=1.5)
+
+
+def test_guide_starts_blank_with_noise_under_our_own_clip_and_as_published_under_another_and_takes_what_was_typed(published, trained):
+    theirs, ours = Models(trained, "cpu", clip=published / "clip"), Models(trained, "cpu")
+    assert guiding(ours, steps=7) == Guiding(steps=7, cutouts=16, start="blank", latent_noise=1.0, jitter=0.6)
+    assert guiding(theirs, steps=7) == Guiding(steps=7, cutouts=32, start="codes", latent_noise=0.0, jitter=0.1)
+
+
+def test_a_tokenizer_that_is_named_takes_the_place_of_the_runs_own(trained, folder, tmp_path):
+    Tokenizer([]).save(tmp_path / "other.json")
+    words = ["classify", folder / "1.png", "--labels", "one", "--run", trained, "--tokenizer", tmp_path / "other.json"]
+    assert "the tokenizer 514" in refused("sample", *words)
+
+
+def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):
+    (tmp_path / "config.json").write_text((published / "clip" / "config.json").read_text())
+    (tmp_path / "model.bin").write_bytes((published / "clip" / "pytorch_model.bin").read_bytes())
+    words = ["classify", folder / "1.png", "--labels", "the", "--clip", tmp_path / "model.bin", "--run", trained]
+    line = refused("sample", *words)
+    assert "knows 524 tokens" in line and "--merges" in line
+    sample.main([*map(str, words), "--merges", str(published / "clip" / "merges.txt"), "--out", str(tmp_path / "out")])
+    line = refused("sample", "dalle", "a", "--dalle", published / "1.3B", "--vqgan", trained / "vqgan.pt", "--run", trained)
+    assert "draws in 96 codes" in line and "name the right --vqgan" in line

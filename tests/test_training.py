@@ -1,0 +1,224 @@
+"""train.py: the flags, the optimiser, the schedule, the three loops end to end on tiny models, the log."""
+
+import csv
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from common import training
+from common.flags import Options, Parser, add_fields, option, typed_fields
+from common.jobs import Budget, Job
+from common.muon import Muon, orthogonalise
+from conftest import TINY, TINY_JOB, refused, run, samples, trains
+
+
+def log_rows(run, model=None):
+    with open(run / "log.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if model in (None, row["model"])]
+
+
+@pytest.mark.parametrize("script, words", [("train", ["clip", "--steps", "0"]), ("sample", ["reconstruct", "nothing.png"])])
+def test_the_scripts_end_bad_input_with_one_line_and_exit_code_2(script, words, tmp_path):
+    result = run(script, *words, "--run", tmp_path, ok=False)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and result.stdout == ""
+
+
+def test_orthogonalising_keeps_the_directions_of_a_matrix_and_brings_its_singular_values_near_one():
+    u, values, v = torch.linalg.svd(torch.randn(24, 60, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    matrix = u @ torch.diag(values) @ v
+    for matrices in (torch.stack([matrix, 100 * matrix]), matrix.mT[None]):  # each on its own, whatever its length
+        near = torch.linalg.svdvals(orthogonalise(matrices))
+        assert ((near > 0.6) & (near < 1.3)).all()
+    mixed = u.mT @ orthogonalise(matrix[None])[0] @ v.mT
+    assert (mixed - torch.diag(mixed.diag())).abs().max() < 1e-4
+
+
+def test_muon_moves_hidden_matrices_alone_by_orthogonal_steps_and_all_else_as_adamw_does():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 4))
+    peer = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 4))
+    peer.load_state_dict(model.state_dict())
+    muon = Muon(model, [model[1]], lr=0.01, outer_rate=0.5, weight_decay=0.1)
+    adamw = torch.optim.AdamW([{"params": [p for p in peer.parameters() if p.ndim > 1], "weight_decay": 0.1},
+                               {"params": [p for p in peer.parameters() if p.ndim == 1], "weight_decay": 0}], lr=0.005)
+    for group in muon.param_groups:
+        group["lr"] = group["rate"]
+    before = model[1].weight.detach().clone()
+    for each, optimiser in ((model, muon), (peer, adamw)):
+        each(torch.ones(3, 6)).square().sum().backward()
+        optimiser.step()
+    for name in ("0.weight", "0.bias", "1.bias"):
+        assert torch.allclose(model.get_parameter(name), peer.get_parameter(name), atol=1e-6), name
+    step = (model[1].weight - before * (1 - 0.01 * 0.1)) / (0.01 * 0.2 * 8**0.5)
+    assert 0.6 < torch.linalg.matrix_norm(step, 2) < 1.3
+
+
+def test_the_rate_rises_over_a_twentieth_of_the_training_and_falls_along_a_line_to_zero():
+    optimiser = Muon(nn.Linear(2, 2), [], lr=0.5)
+
+    def rate(done):
+        training.set_learning_rate(optimiser, done, steps=1000)
+        lowest, *_, highest = sorted(group["lr"] for group in optimiser.param_groups)
+        assert lowest == highest
+        return lowest
+
+    assert [rate(done) for done in (0, 0.025, 0.05, 0.525, 1)] == pytest.approx([0.01, 0.25, 0.5, 0.25, 0])
+
+
+def test_clip_turns_to_look_alikes_after_its_share_of_the_training_and_muon_moves_its_stem(folder, tmp_path, monkeypatch):
+    look_alikes, muon, batches, hidden = train.look_alikes, train.Muon, [], []
+    monkeypatch.setattr(train, "look_alikes", lambda *args: batches.append(args) or look_alikes(*args))
+    monkeypatch.setattr(train, "Muon", lambda model, inside, *args, **kwargs: hidden.extend(inside) or muon(model, inside, *args, **kwargs))
+    options = "--steps 4 --look-alikes 0.5 --look-alike-group 3 --batch-size 8 --stem-width 8".split()
+    trains("clip", "--data", folder, "--run", tmp_path, *options)
+    assert len(batches) == 2 and batches[0][1:] == (8, 3)  # of four steps
+    stem = [weight for part in hidden for weight in part.parameters() if weight.ndim == 4]
+    assert len(stem) == 2  # all three convolutions but the first, which reads pixels
+
+
+def test_the_discriminator_takes_part_after_its_share_of_the_training(folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "discriminator_loss", lambda *args: seen.append(args) or args[0](args[1]).mean())
+    trains("vqgan", "--data", folder, "--run", tmp_path, "--discriminator", "--discriminator-start", 0.75, "--steps", 4, *TINY["vqgan"].split())
+    assert len(seen) == 1
+    assert {"discriminator", "optimiser_d"} <= torch.load(tmp_path / "vqgan.pt", weights_only=True)["training"].keys()
+
+
+def test_a_discriminator_that_is_off_is_neither_built_nor_saved(trained):
+    assert torch.load(trained / "vqgan.pt", weights_only=True)["training"].keys() == {"optimiser"}
+
+
+def test_minutes_without_steps_outlast_the_recipes_steps_and_with_steps_the_sooner_ends_it():
+    def done(*words, model="vqgan"):
+        model, typed, flags = train.parse([*([model] if model else []), *words])
+        return Budget.of(Job(**typed, model=model, flags=flags), "vqgan", train.VQGANRecipe(steps=10)).done(20, 30.0)
+
+    assert done() == 2 and done("--minutes", "1") == 0.5
+    assert done("--minutes", "1", "--steps", "10") == 2 and done("--minutes", "0.1", "--steps", "10") == 5
+    assert done("--minutes", "1", model=None) == pytest.approx(0.5 / 0.3)  # of the minutes of all models, VQGAN has three tenths
+
+
+def test_training_leaves_checkpoints_tokenizer_log_and_loss_curves(trained):
+    assert {"clip.pt", "vqgan.pt", "dalle.pt", "tokenizer.json", "log.csv", "losses.png"} <= {p.name for p in trained.iterdir()}
+    assert [row["model"] for row in log_rows(trained) if row["loss"]] == ["clip", "vqgan", "dalle"]
+
+
+def test_the_log_has_held_out_figures_of_every_model_at_its_end(trained):
+    figures = {row["model"]: dict(part.split("=") for part in row["parts"].split()) for row in log_rows(trained) if not row["loss"]}
+    assert figures["clip"].keys() == {"recall_at_1", "scale"} and figures["vqgan"].keys() == {"psnr", "usage"}
+    assert figures["dalle"].keys() == {"nats_per_code"}
+
+
+def test_on_the_shapes_world_the_held_out_figures_are_zero_shot_and_the_overlap_of_drawings(tmp_path):
+    for model, options in TINY.items():
+        trains(model, "--run", tmp_path, "--steps", 1, "--scenes", 64, *options.split())
+    parts = {row["model"]: row["parts"] for row in log_rows(tmp_path) if not row["loss"]}
+    assert "zero_shot=" in parts["clip"] and "overlap=" in parts["dalle"]
+
+
+def test_held_out_figures_are_taken_every_so_often_and_change_no_weight(folder, tmp_path, monkeypatch):
+    words = ["--data", folder, "--steps", 4]
+    for model, options in TINY.items():
+        trains(model, *words, "--run", tmp_path / "a", *options.split())
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)
+    monkeypatch.setattr(training, "HELD_OUT_SHARE", math.inf)
+    for model, options in TINY.items():
+        trains(model, *words, "--run", tmp_path / "b", *options.split())
+        assert len([row for row in log_rows(tmp_path / "b", model) if not row["loss"]]) == 4
+        a, b = (torch.load(tmp_path / name / f"{model}.pt", weights_only=True)["weights"] for name in "ab")
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_captions_of_one_word_leave_room_for_longer_prompts(folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "a" / name).write_bytes((folder / name).read_bytes())
+    trains("clip", "--data", tmp_path, "--run", tmp_path / "run", "--steps", 1, *TINY["clip"].split())
+    samples(tmp_path / "run", "classify", folder / "0.png", "--labels", "a", "b", "--templates", "an icon: {}")
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_overfitting_one_batch_leaves_a_tenth_of_every_loss(model, tmp_path):
+    words = ["--overfit", "--run", tmp_path]
+    if model == "dalle":
+        trains("clip", *words, "--steps", 1, *TINY["clip"].split())
+        trains("vqgan", *words, "--steps", 1, *TINY["vqgan"].split())
+    trains(model, *words, "--steps", 200, *TINY[model].split())
+    losses = [float(row["loss"]) for row in log_rows(tmp_path, model) if row["loss"]]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_main_job_trains_all_models_with_flags_of_each_and_ends_in_pictures_and_scores(tmp_path, monkeypatch):
+    whole = train.finish.__globals__["scores"].score
+    monkeypatch.setattr(train.finish.__globals__["scores"], "score", lambda models, how, seed: whole(models, how, 16, 2, 2, seed))
+    trains("--run", tmp_path, "--steps", 1, "--image-size", 64, "--clip.patch-size", 16, "--vqgan.multipliers", 1, 2, 4, 4,
+           "--clip.scenes", 64, "--vqgan.scenes", 64, "--dalle.scenes", 64, *TINY_JOB.split())
+    clip, vqgan, dalle = (torch.load(tmp_path / f"{model}.pt", weights_only=True)["config"] for model in TINY)
+    assert clip["image_size"] == vqgan["image_size"] == 64 and clip["patch_size"] == 16 and vqgan["multipliers"] == (1, 2, 4, 4)
+    assert dalle["grid"] == 8 and dalle["width"] == 32
+    for place in ("originals", "reconstruct", "dalle", "guide"):
+        assert (tmp_path / "samples" / place / "sheet.png").exists()
+    assert "match novel" in (tmp_path / "scores.json").read_text()
+
+
+# ---- Flags ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExampleOptions(Options):
+    some_sizes: tuple[int, ...] = option((1, 2), "how many sizes")
+    share: float = option(0.5, "not quite 100%", least=0, most=1)
+    on: bool = option(True, "a switch")
+    plain: int = 3
+
+
+def test_a_flag_is_made_of_each_field_with_or_without_a_help_text():
+    parser = Parser(prog="x")
+    add_fields(parser, ExampleOptions)
+    assert typed_fields(parser.parse_args(["--some-sizes", "3", "4", "--plain", "5", "--no-on"]), ExampleOptions) == {
+        "some_sizes": (3, 4), "plain": 5, "on": False}
+    assert typed_fields(parser.parse_args([]), ExampleOptions) == {}  # only what was typed
+    text = parser.format_help()
+    assert "how many sizes (default: 1 2)" in text and "--share" in text and "100%" in text
+
+
+def test_common_flags_may_stand_before_the_models_name_or_after_it():
+    before, after = train.parse(["--run", "x", "clip", "--vision-width", "32"]), train.parse(["clip", "--vision-width", "32", "--run", "x"])
+    assert before == after and before[0] == "clip" and before[1] == {"run": "x"} and before[2]["clip"] == {"vision_width": 32}
+
+
+def test_a_flag_with_a_models_name_is_refused_where_that_model_alone_is_trained():
+    assert "leave out the model's name" in refused("train", "--clip.patch-size", 4, "vqgan")
+    assert "--clip.patch-size" in refused("train", "vqgan", "--clip.patch-size", 4)
+
+
+@pytest.mark.parametrize("words, name", [
+    (["clip", "--batch-size", "0"], "--batch-size"), (["vqgan", "--discriminator-start", "1.5"], "--discriminator-start"),
+    (["--minutes", "0"], "--minutes"), (["dalle", "--steps", "0"], "--steps"), (["--seed", "x"], "--seed"), (["clip", "--ste", "4"], "--ste"),
+])
+def test_a_number_that_makes_no_sense_is_refused_by_the_name_of_its_flag(words, name, tmp_path):
+    assert name in refused("train", *words, "--run", tmp_path)
+    assert not any(tmp_path.glob("*.pt"))
+
+
+# ---- Precision --------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_precision_that_is_measured_to_be_faster_and_the_checkpoint_keeps_it(folder, tmp_path, monkeypatch, capsys):
+    for speedup, precision in ((2.0, "bf16"), (0.7, "fp32")):
+        monkeypatch.setattr(training, "bf16_speedup", lambda layer, x: speedup)
+        train.main(["vqgan", "--data", str(folder), "--run", str(tmp_path / precision), "--steps", "1", "--device", "cpu", *TINY["vqgan"].split()])
+        assert f"{speedup} times" in capsys.readouterr().out
+        assert torch.load(tmp_path / precision / "vqgan.pt", weights_only=True)["precision"] == precision
+    monkeypatch.setattr(training, "bf16_speedup", lambda layer, x: 1 / 0)  # is not asked again
+    train.main(["vqgan", "--run", str(tmp_path / "bf16"), "--resume", "--steps", "2"])
+    assert torch.load(tmp_path / "bf16" / "vqgan.pt", weights_only=True)["precision"] == "bf16"
+
+
+def test_the_measured_speedup_is_a_ratio_of_times_and_leaves_no_gradient():
+    layer = nn.Linear(8, 8)
+    assert 0 < training.bf16_speedup(layer, torch.randn(4, 8), seconds=0.01) < math.inf and layer.weight.grad is None

@@ -22,10 +22,11 @@ import mindalle
 import minclip
 import minvqgan
 from common import scores
+from common.drawing import Drawing, drawing, first_rows, generate_images
 from common.errors import InputError, one_line_errors
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.guiding import Guiding, guide_and_write, guiding
-from common.models import Drawing, Models
+from common.models import Models
 from common.pictures import Output, read_images, reconstruction_sheet, to_pil
 from common.runs import pick_device
 
@@ -48,7 +49,8 @@ def classify(args: argparse.Namespace, models: Models) -> None:
     for name, row in zip(names, probabilities.tolist()):
         ranked = sorted(zip(row, args.labels), reverse=True)
         print(f"{name}: " + "   ".join(f"{p:6.1%} {label}" for p, label in ranked))
-        entries.append({"file": name, "caption": ranked[0][1], "score": ranked[0][0], "probabilities": dict(zip(args.labels, row))})
+        best, label = ranked[0]
+        entries.append({"file": name, "caption": label, "score": best, "probabilities": dict(zip(args.labels, row))})
     out.write(to_pil(images), entries, labels=[f"{e['caption']} {e['score']:.0%}" for e in entries])
 
 
@@ -92,11 +94,11 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
     count = args.rerank or args.n                                                               # drawn per caption, n kept
     if count < args.n:
         raise InputError(f"--rerank {count} draws fewer pictures than -n {args.n} wants: raise one or lower the other")
-    out, how = output(args, len(args.captions) * args.n), models.drawing(**typed_fields(args, Drawing))
-    prime = models.first_rows(args.prime, args.prime_rows, count)                               # (count r g), or None
+    out, how = output(args, len(args.captions) * args.n), drawing(models, **typed_fields(args, Drawing))
+    prime = first_rows(models, args.prime, args.prime_rows, count)                               # (count r g), or None
     pictures, entries = [], []
     for number, caption in enumerate(args.captions):
-        images, _ = models.generate_images([caption] * count, args.seed + number, how, prime)   # (count 3 h w)
+        images, _ = generate_images(models, [caption] * count, how, args.seed + number, prime)   # (count 3 h w)
         ranked = [(i, {"caption": caption}) for i in range(args.n)]
         if args.rerank:
             score = models.similarity(caption)
@@ -126,7 +128,7 @@ def guide(args: argparse.Namespace, models: Models) -> None:
 
 def score(args: argparse.Namespace, models: Models) -> None:
     """Report every figure of a run over the shapes world."""
-    how = models.drawing(**typed_fields(args, Drawing)) if models.has("dalle") else Drawing()
+    how = drawing(models, **typed_fields(args, Drawing)) if models.has("dalle") else Drawing()
     scores.score(models, how, args.count, args.draws, args.rerank, args.seed)
 
 

@@ -10,14 +10,13 @@
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
-from common import jobs, log, scores
+from common import held_out, jobs, log
 from common.captions import check_lengths, distinct, fitting_length, held_out_images, learn_tokenizer, load_images
 from common.errors import InputError, one_line_errors
 from common.finish import finish
@@ -25,13 +24,12 @@ from common.flags import Options, option
 from common.models import Models, encode_all, fingerprint
 from common.muon import Muon
 from common.pictures import draw_losses
+from common.precision import choose_precision
 from common.runs import Run
-from common.training import Training, choose_precision, random_batch, set_learning_rate, stable_seed
+from common.training import Training, random_batch, set_learning_rate, stable_seed
 from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions
 from minclip import CLIP, LOSSES, CLIPConfig, accumulated_backward, look_alikes, same_caption
-from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss, reconstruction_loss
-
-UNTRAINED_STD = 0.6  # RMS of silu(x), x ~ N(0, 1): the scale of an untrained decoder's output
+from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss
 
 # ---- Recipes: how each model is trained. Each field is a flag, as those of the configs are ----------------------------
 
@@ -41,11 +39,12 @@ class CLIPRecipe(Options):
     steps: int = option(2200, "optimiser steps", least=1)
     batch_size: int = option(128, "pairs of image and caption per step, each a negative for all others", least=1)
     learning_rate: float = option(1e-2, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(0.1, "learning-rate multiplier for embeddings, norm gains and biases", least=0)
     weight_decay: float = option(0.2, "weight decay of the matrices", least=0)
-    look_alikes: float = option(0.3, "share of the training after which batches hold captions that are hard to tell apart; 1: never", least=0, most=1)
-    look_alike_group: int = option(4, "captions in each group of such a batch", least=2)
-    accumulate: int = option(1, "embed the batch in this many chunks, one at a time in memory; the gradients stay the same", least=1)
+    look_alikes: float = option(0.3, "share of the training after which batches hold look-alikes; 1: never", least=0, most=1)
+    look_alike_group: int = option(4, "captions that are hard to tell apart, in each group of such a batch", least=2)
+    accumulate: int = option(1, "chunks of the batch, one at a time in memory; the gradients stay the same", least=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
 
@@ -55,7 +54,8 @@ class VQGANRecipe(Options):
     steps: int = option(1800, "optimiser steps", least=1)
     batch_size: int = option(16, "images per step", least=1)
     learning_rate: float = option(5e-3, "highest learning rate, after the warm-up", least=0)
-    outer_rate: float = option(1.0, "learning-rate multiplier for the codebook, the first and last layers, norm gains and biases", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
+    outer_rate: float = option(1.0, "learning-rate multiplier for codebook, outer layers, norm gains and biases", least=0)
     discriminator: bool = option(False, "train against a patch discriminator: sharper pictures, slower steps")
     discriminator_start: float = option(0.55, "share of the training after which the discriminator takes part", least=0, most=1)
     discriminator_layers: int = option(2, "halvings in the discriminator; two suit pictures of 32 pixels", least=1)
@@ -69,10 +69,11 @@ class DALLERecipe(Options):
     steps: int = option(2500, "optimiser steps", least=1)
     batch_size: int = option(48, "captioned images per step", least=1)
     learning_rate: float = option(4e-3, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(1.0, "learning-rate multiplier for embeddings, heads, norm gains and biases", least=0)
     weight_decay: float = option(0.05, "weight decay of the matrices", least=0)
     text_loss_weight: float = option(1 / 8, "share of the text in the loss; the image has the rest", least=0, most=1)
-    caption_dropout: float = option(0.1, "share of captions replaced by the empty one, for guidance; 1 trains without captions", least=0, most=1)
+    caption_dropout: float = option(0.1, "share of captions left out, for guidance; 1: train without", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.55, "share of --minutes when all models are trained", least=0, most=1)
 
@@ -81,10 +82,10 @@ class DALLERecipe(Options):
 
 
 def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
-    images, held_out = load_images(run, config.image_size, recipe.scenes), held_out_images(run, config.image_size, 128)
+    images, unseen = load_images(run, config.image_size, recipe.scenes), held_out_images(run, config.image_size, 128)
     tokenizer = learn_tokenizer(run, images, config.vocab_size)
-    length = run.settled("clip", "context_length") or fitting_length(tokenizer, distinct(images, held_out))
-    check_lengths(run, tokenizer, length, images, held_out)
+    length = run.settled("clip", "context_length") or fitting_length(tokenizer, distinct(images, unseen))
+    check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
     texts = encode([captions[0] for captions in images.captions])                            # (images t)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, context_length=length)
@@ -94,10 +95,11 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
     hidden = [model.image_encoder.transformer, model.text_encoder.transformer]
     if config.stem_width:
         hidden.append(model.image_encoder.patch_embedding[1:])
-    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
+    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay,
+                     betas=(0.9, 0.98), eps=1e-6)
     loss_function = LOSSES[config.loss].loss
-    start, floor = scores.contrastive_bounds(model, texts[: recipe.batch_size])
-    print(f"clip: expected first loss {start:.3f}, that of cosines of 0; lowest possible {floor:.3f}" + ", since captions repeat" * (floor > 0))
+    start, floor = held_out.contrastive_bounds(model, texts[: recipe.batch_size])
+    print(f"clip: expected first loss {start:.3f}, that of cosines of 0; lowest possible {floor:.3f}, by repeated captions")
 
     width, tokens = config.vision_width, recipe.batch_size * (1 + config.patches)
     precision = choose_precision(run, "clip", nn.Linear(width, 4 * width), torch.randn(tokens, width))
@@ -105,7 +107,7 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
                         model=model, optimiser=optimiser)
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "clip", step))
-        set_learning_rate(optimiser, done, recipe.steps)
+        set_learning_rate(optimiser, done, recipe)
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         if done >= recipe.look_alikes and not run.job.overfit and len(images) >= recipe.batch_size:
@@ -127,11 +129,11 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
         training.log(loss)
         if training.due:
             training.save()
-            training.log_held_out(**scores.held_out_clip(model, encode, held_out, run.job.seed))
+            training.log_held_out(**held_out.clip_figures(model, encode, unseen, run.job.seed))
 
 
 def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
-    images, held_out = load_images(run, config.image_size, recipe.scenes), held_out_images(run, config.image_size, 128)
+    images, unseen = load_images(run, config.image_size, recipe.scenes), held_out_images(run, config.image_size, 128)
 
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
@@ -143,12 +145,10 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         discriminator = PatchGAN(layers=recipe.discriminator_layers).to(run.device)
         optimiser_d = Muon(discriminator, [], recipe.learning_rate, betas=(0.5, 0.9))
         if config.image_size < discriminator.min_side:
-            raise InputError(f"--discriminator-layers {recipe.discriminator_layers} needs pictures of {discriminator.min_side} pixels: "
-                             f"choose fewer layers")
+            raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or pictures of "
+                             f"{discriminator.min_side} pixels or more")
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
-    some = images.batch(range(min(64, len(images))))
-    start = reconstruction_loss(some, UNTRAINED_STD * torch.randn_like(some))
-    print(f"vqgan: expected first loss about {start:.3f}, that of noise; lowest possible 0")
+    print(f"vqgan: expected first loss about {held_out.reconstruction_start(images):.3f}, that of noise; lowest possible 0")
 
     layer = nn.Conv2d(config.channels, config.channels, 3, padding=1)
     x = torch.randn(recipe.batch_size, config.channels, config.image_size, config.image_size)
@@ -156,7 +156,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     training = Training(run, "vqgan", config, recipe, {"precision": precision}, **saved)
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "vqgan", step))
-        set_learning_rate(optimiser, done, recipe.steps)
+        set_learning_rate(optimiser, done, recipe)
         adversary = discriminator if done >= recipe.discriminator_start else None
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
@@ -172,7 +172,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         optimiser.step()
 
         if adversary is not None:
-            set_learning_rate(optimiser_d, done, recipe.steps)
+            set_learning_rate(optimiser_d, done, recipe)
             loss_d = discriminator_loss(adversary, pixels, reconstruction.float())
             optimiser_d.zero_grad()
             loss_d.backward()
@@ -182,16 +182,16 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         training.log(loss, **parts)
         if training.due:
             training.save()
-            training.log_held_out(**scores.held_out_vqgan(model, held_out))
+            training.log_held_out(**held_out.vqgan_figures(model, unseen))
 
 
 def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     models = Models(run.folder, run.device)
     vqgan, tokenizer = models.get("vqgan"), models.get("tokenizer")
     size = vqgan.config.image_size
-    images, held_out = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
-    length = run.settled("dalle", "text_length") or fitting_length(tokenizer, distinct(images, held_out))
-    check_lengths(run, tokenizer, length, images, held_out)
+    images, unseen = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
+    length = run.settled("dalle", "text_length") or fitting_length(tokenizer, distinct(images, unseen))
+    check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
     empty = encode("")[0].to(run.device)                                                     # (t)
     codes = encode_all(vqgan, images, run.device)                                            # (images n)
@@ -201,9 +201,8 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     torch.manual_seed(stable_seed(run.job.seed, "dalle"))
     model = DALLE(config).to(run.device)
     optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.95))
-    share = recipe.text_loss_weight
-    start = share * math.log(config.text_vocab) + (1 - share) * math.log(config.image_vocab)
-    print(f"dalle: expected first loss {start:.3f} = {share:g} ln {config.text_vocab} + {1 - share:g} ln {config.image_vocab}, a guess")
+    start, floor = held_out.dalle_bounds(config, images, recipe.text_loss_weight, recipe.caption_dropout)
+    print(f"dalle: expected first loss {start:.3f}, that of a guess; lowest possible {floor:.3f}, all learned by heart")
 
     rows = torch.randn(recipe.batch_size * config.length, config.width)
     precision = choose_precision(run, "dalle", nn.Linear(config.width, 4 * config.width), rows)
@@ -211,7 +210,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     training = Training(run, "dalle", config, recipe, notes, model=model, optimiser=optimiser)
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "dalle", step))
-        set_learning_rate(optimiser, done, recipe.steps)
+        set_learning_rate(optimiser, done, recipe)
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         text = encode(images.texts(indices, torch.default_generator)).to(run.device)         # (b t)
@@ -219,7 +218,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
         targets = codes[indices].long().to(run.device)                                       # (b n)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            loss, text_loss, image_loss = dalle_loss(*model(text, targets), text, targets, share)
+            loss, text_loss, image_loss = dalle_loss(*model(text, targets), text, targets, recipe.text_loss_weight)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -228,7 +227,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
         training.log(loss, text=text_loss, image=image_loss)
         if training.due:
             training.save()
-            training.log_held_out(**scores.held_out_dalle(model, vqgan, encode, held_out, run.job.seed))
+            training.log_held_out(**held_out.dalle_figures(model, vqgan, encode, unseen, run.job.seed))
 
 
 # ---- All of it --------------------------------------------------------------------------------------------------------

@@ -70,8 +70,10 @@ def check_lengths(run: Run, tokenizer: Tokenizer, length: int, *sets: data.Datas
     if run.job.truncate:
         return
     captions = distinct(*sets)
-    too_long = [caption for batch in batches(captions) for caption, ids in zip(batch, tokenizer.encode(batch, length + 1, truncate=True))
-                if ids[length] == tokenizer.end]
+    too_long = []
+    for batch in batches(captions):
+        ids = tokenizer.encode(batch, length + 1, truncate=True)                             # (b t+1)
+        too_long += [caption for caption, last in zip(batch, ids[:, length]) if last == tokenizer.end]
     if too_long:
         name = next(images.name(i) for images in sets for i, texts in enumerate(images.captions) if too_long[0] in texts)
         raise InputError(f"{len(too_long)} of {len(captions)} captions take more than {length} tokens, first that of {name}: "

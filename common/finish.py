@@ -4,8 +4,9 @@ import minvqgan
 
 from . import scores
 from .captions import held_out_images
+from .drawing import Drawing, generate_images
 from .guiding import Guiding, guide_and_write
-from .models import Drawing, Models
+from .models import Models
 from .pictures import Output, reconstruction_sheet, to_pil
 from .runs import Run
 
@@ -24,7 +25,7 @@ def finish(run: Run, prompt: str = "a large red circle") -> None:
     Output(folder / "reconstruct", "reconstruct", 16).write(
         to_pil(redrawn), [entry | {"psnr": value} for entry, value in zip(entries, psnr)], sheet=sheet)
 
-    drawn, _ = models.generate_images(captions, seed, Drawing())
+    drawn, _ = generate_images(models, captions, Drawing(), seed)
     Output(folder / "dalle", "dalle", 16).write(to_pil(drawn), entries)
     if scenes:
         output = Output(folder / "guide", "guide", 1)

@@ -83,13 +83,16 @@ def value_type(hint: Any) -> tuple[type, bool]:
 
 def words(value: Any) -> str:
     """Write a value as it is typed: (1, 2, 4) -> "1 2 4"."""
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def typed_fields(args: argparse.Namespace, cls: type, prefix: str = "") -> dict[str, Any]:
     """Pick the fields of a dataclass that were typed -> {field: value}."""
-    typed = {field.name: getattr(args, prefix + field.name) for field in dataclasses.fields(cls) if hasattr(args, prefix + field.name)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+    names = [field.name for field in dataclasses.fields(cls) if hasattr(args, prefix + field.name)]
+    values = [getattr(args, prefix + name) for name in names]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in zip(names, values)}
 
 
 def command(script: str, *arguments: Any) -> str:

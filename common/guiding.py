@@ -18,15 +18,16 @@ from .pictures import Output, Progress, contact_sheet, to_pil
 
 @dataclass(frozen=True)
 class Guiding(Options):
-    """How to guide by a CLIP of our own. Without all this noise it is satisfied by a few red scraps, asked for a large red circle."""
+    """How to guide a picture by a CLIP of our own. Without all this noise a few red scraps satisfy it as a large red circle."""
 
     steps: int = option(200, "steps of Adam (with a published CLIP 500)", least=1)
     cutouts: int = option(16, "random views that CLIP sees per step (with a published CLIP 32)", least=1)
-    start: str = option("blank", "start from the mean code everywhere, from random codes or from noise (with a published CLIP codes)",
-                        choices=["blank", "codes", "noise"])
-    latent_noise: float = option(1.0, "std of the noise added to each cutout's latents, in codebook stds (with a published CLIP 0)", least=0)
-    jitter: float = option(0.6, "strength of the random brightness and noise of cutouts, pixels being in [-1, 1] (with a published CLIP 0.1)",
-                           least=0)
+    start: str = option("blank", "start from the mean code everywhere, random codes or noise (with a published CLIP codes)",
+                        choices=list(minvqgan.STARTS))
+    latent_noise: float = option(1.0, "std of the noise added to each cutout's latents, in codebook stds "
+                                      "(with a published CLIP 0)", least=0)
+    jitter: float = option(0.6, "std of the random brightness of cutouts, and highest std of their noise, pixels in [-1, 1] "
+                                "(with a published CLIP 0.1)", least=0)
     lr: float = option(0.1, "learning rate of Adam on the latents", least=0)
 
 
@@ -48,8 +49,9 @@ def guide_picture(models: Models, prompts: list[minvqgan.Prompt], targets: Tenso
     weights, stops = (torch.tensor([getattr(p, key) for p in prompts], device=device) for key in ("weight", "stop"))
     score = minvqgan.prompt_score(models.embed_images, targets, weights, stops)
     count, every = how.steps, max(1, how.steps // 48)
-    steps = minvqgan.guide(models.get("vqgan"), score, cut_size=models.get("clip").config.image_size, learning_rate=options.pop("lr"),
-                           init=init, generator=torch.Generator(device).manual_seed(seed), **options)
+    generator = torch.Generator(device).manual_seed(seed)
+    steps = minvqgan.guide(models.get("vqgan"), score, cut_size=models.get("clip").config.image_size,
+                           learning_rate=options.pop("lr"), init=init, generator=generator, **options)
     for step, images in enumerate(steps):
         if step % every == 0 or step == count - 1:
             with torch.no_grad():
@@ -75,5 +77,6 @@ def guide_and_write(models: Models, output: Output, caption: str, prompts: list[
     chosen = sorted({round(i * (len(frames) - 1) / 7) for i in range(8)})
     large = [frame.resize((256, 256), Image.Resampling.NEAREST) for frame in frames]
     with file_errors():
-        contact_sheet([frames[i] for i in chosen], [f"{cosines[i]:.2f}" for i in chosen], 8).save(output.folder / "filmstrip.png")
+        filmstrip = contact_sheet([frames[i] for i in chosen], [f"{cosines[i]:.2f}" for i in chosen], 8)
+        filmstrip.save(output.folder / "filmstrip.png")
         large[0].save(output.folder / "guide.gif", save_all=True, append_images=large[1:], duration=80, loop=0)

@@ -23,7 +23,8 @@ class Job(Options):
 
     data: str = option("shapes", "'shapes', or a folder of captioned images")
     run: str | None = option(None, "folder of the run (default: runs/ and the name of the data)")
-    minutes: float | None = option(None, "train for this time instead of the recipe's steps; with --steps, until whichever is first", least=0.01)
+    minutes: float | None = option(None, "train for this long, not the recipe's steps; with --steps, until the first of both",
+                                   least=0.01)
     resume: bool = option(False, "continue the run from its checkpoints, which know all other settings")
     overfit: bool = option(False, "train on one batch over and over: the loss must go to almost nothing")
     truncate: bool = option(False, "cut captions that are longer than the models read")
@@ -63,15 +64,15 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) -
     for model, (config, recipe, decided) in classes.items():
         dotted = typed_fields(args, config, f"{model}.") | typed_fields(args, recipe, f"{model}.")
         if dotted and args.model:
-            parser.error(f"--{model}.{next(iter(dotted)).replace('_', '-')} is for the training of all models; with {args.model} alone, "
-                         "leave out the model's name")
+            flag = f"--{model}.{next(iter(dotted)).replace('_', '-')}"
+            parser.error(f"{flag} is for training all models; to train {args.model} alone, leave out the model's name")
         plain = typed_fields(args, config) | typed_fields(args, recipe) if args.model in (None, model) else {}
         flags[model] = {name: value for name, value in plain.items() if name not in decided} | dotted
     return args.model, {name: value for name, value in typed_fields(args, Job).items() if name != "model"}, flags
 
 
 def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
-    """Settle the job: what was typed, and for the rest what the run's checkpoints say. Raises InputError where they disagree."""
+    """Settle the job: what was typed, and for the rest what the run's checkpoints say; InputError where they disagree."""
     if "data" in typed:
         typed = {**typed, "data": full_name(typed["data"])}
     job = Job(**typed, model=model, flags=flags)
@@ -83,7 +84,7 @@ def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
     last = states.get(model) or max(states.values(), key=lambda state: state.get("saved_at", 0.0))
     if job.resume:
         if "job" not in last:
-            raise InputError(f"{job.folder} was trained by an earlier version: sample.py still uses it, but it cannot be resumed; "
+            raise InputError(f"{job.folder} was trained by an earlier version: sample.py can use it, but it cannot be resumed; "
                              "name another --run")
         return Run(resumed(job, Job(**last["job"]), typed))
     data = full_name(last.get("job", last)["data"])  # the models of a run are trained on one data set
@@ -107,8 +108,8 @@ def resumed(job: Job, saved: Job, typed: Fields) -> Job:
             fields.pop("steps", None)
             fields |= {name: value for name, value in job.flags.get(model, {}).items() if name == "steps"}
         print("training now ends after " + (f"{minutes:g} minutes" if minutes else "the steps that were typed"))
-    return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, precision=typed.get("precision", saved.precision),
-                               model=job.model or saved.model, minutes=minutes, flags=flags)
+    return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, model=job.model or saved.model,
+                               precision=typed.get("precision", saved.precision), minutes=minutes, flags=flags)
 
 
 def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
@@ -147,16 +148,17 @@ class Budget:
 
 def refuse_to_change_codes(run: Run, recipe: Any) -> None:
     """Raise InputError if VQGAN would train on although a DALL·E has learned its codes."""
-    state = run.state("vqgan")
-    if run.path("dalle").exists() and (not state or Budget.of(run.job, "vqgan", recipe).done(state["step"], state["seconds"]) < 1):
-        raise InputError(f"{run.path('dalle')} was trained on the codes of {run.path('vqgan')}, which would change: name another --run, "
-                         f"or train DALL·E alone: {command('train.py', 'dalle', '--run', run.folder, '--resume')}")
+    state, budget = run.state("vqgan"), Budget.of(run.job, "vqgan", recipe)
+    if run.path("dalle").exists() and (not state or budget.done(state["step"], state["seconds"]) < 1):
+        raise InputError(f"{run.path('dalle')} was trained on the codes of {run.path('vqgan')}, which would change: name "
+                         f"another --run, or train DALL·E alone: {command('train.py', 'dalle', '--run', run.folder, '--resume')}")
 
 
 def refuse_another(where: Path, name: str, was: Any, typed: Any) -> None:
     """Raise InputError if a setting differs from the run's."""
     if was != typed:
-        raise InputError(f"{where} was trained with --{name.replace('_', '-')} {was}, not {typed}: leave the flag out, or name another --run")
+        raise InputError(f"{where} was trained with --{name.replace('_', '-')} {was}, not {typed}: leave the flag out, "
+                         "or name another --run")
 
 
 def full_name(source: str) -> str:

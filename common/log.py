@@ -32,9 +32,10 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def trim(path: Path, model: str, step: int) -> None:
-    """Drop a model's lines from this step on: a run that was killed left them, and they come again."""
+    """Drop a model's lines about more than its first `step` steps: a run that was killed left them, and they come again."""
     if path.exists():
-        kept = [row.values() for row in read(path) if row["model"] != model or int(row["step"]) < step]
+        # the loss at step 10 is that of the eleventh; held-out figures at step 10 come after ten
+        kept = [row.values() for row in read(path) if row["model"] != model or int(row["step"]) + bool(row["loss"]) <= step]
         write_whole(path, lambda file: file.write("".join(",".join(row) + "\r\n" for row in [HEADER, *kept]).encode()))
 
 

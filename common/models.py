@@ -1,15 +1,14 @@
-"""A run's models, loaded when they are first asked for, each paired with the tokenizer and the codes that it was trained with."""
+"""A run's models, loaded when first asked for, each paired with the tokenizer and the codes that it was trained with."""
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,25 +18,10 @@ import minclip
 import minvqgan
 
 from .errors import InputError
-from .flags import Options, command, option
+from .flags import command
 from .pictures import Progress, read_images
 
 PACKAGES = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle}
-
-
-@dataclass(frozen=True)
-class Drawing(Options):
-    """How DALL·E draws codes. The two likeliest, at temperature 1: more draw ragged outlines, and at a lower temperature small objects
-    go missing, since at each single place the background is likelier than that the object should begin there.
-    """
-
-    temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)
-    top_k: int = option(2, "draw among the k likeliest codes; 0: among all (with minDALL-E 256)", least=0)
-    top_p: float = option(1.0, "draw among the fewest codes that together have this probability", least=0, most=1)
-    guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model (with minDALL-E 1)")
-
-
-MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)  # its README's; it never saw an empty caption, which guidance needs
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -81,7 +65,8 @@ class Models:
             path, package = self.files[name], PACKAGES.get(name)
             if not path.exists():
                 model = "clip" if name == "tokenizer" else name
-                raise InputError(f"{path} is missing: train it, {command('train.py', model, '--run', self.run)}, or name another --run")
+                raise InputError(f"{path} is missing: train it, {command('train.py', model, '--run', self.run)}, "
+                                 "or name another --run")
             options = {"preset": self.preset} if name == "clip" else {}
             self.loaded[name] = package.load(path, self.device, **options) if package else minclip.Tokenizer.load(path)
         return self.loaded[name]
@@ -108,8 +93,8 @@ class Models:
                 raise InputError(f"{path} knows {clip.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
                                  f"name the one it was trained with by --merges, as bpe_simple_vocab_16e6.txt.gz")
             if (known := self.checkpoint("clip").get("tokenizer")) not in (None, tokenizer.fingerprint):
-                raise InputError(f"{path} was trained with another tokenizer than {self.files['tokenizer']} (fingerprint {known}, not "
-                                 f"{tokenizer.fingerprint}): name the right --tokenizer")
+                raise InputError(f"{path} was trained with another tokenizer than {self.files['tokenizer']} "
+                                 f"(fingerprint {known}, not {tokenizer.fingerprint}): name the right --tokenizer")
             self.loaded["clip_tokenizer"] = tokenizer
         return self.loaded["clip_tokenizer"]
 
@@ -124,7 +109,8 @@ class Models:
                 for name, found in (("tokenizer", self.get("tokenizer").fingerprint), ("vqgan", fingerprint(vqgan))):
                     if known.get(name, found) != found:
                         raise InputError(f"{path} was trained with another {name} than {self.files[name]} (fingerprint "
-                                         f"{known[name]}, not {found}): its codes mean nothing here; name the right --{name}, or another --run")
+                                         f"{known[name]}, not {found}): its codes mean nothing here; name the right --{name}, "
+                                         "or another --run")
             folder = path if path.is_dir() else path.parent
             self.loaded["dalle_tokenizer"] = self.get("tokenizer") if known else mindalle.Tokenizer.load(folder / "tokenizer")
         return model, self.loaded["dalle_tokenizer"]
@@ -133,10 +119,6 @@ class Models:
         """Encode texts for a model -> ids (b t). Long ones are cut if the model was trained with --truncate."""
         truncate = {"truncate": True} if self.checkpoint(name).get("job", {}).get("truncate") else {}
         return tokenizer.encode(texts, length, **truncate).to(self.device)
-
-    def drawing(self, **typed: Any) -> Drawing:
-        """Return how to draw: what was typed, and for the rest what suits our own DALL·E, or minDALL-E."""
-        return replace(Drawing() if self.checkpoint("dalle") else MINDALLE_DRAWING, **typed)
 
     def read_images(self, paths: Iterable[str | Path]) -> tuple[list[str], Tensor]:
         """Read pictures as CLIP was trained to see them -> their names, images (b 3 side side)."""
@@ -186,27 +168,3 @@ class Models:
         """Return score(images (b 3 h w)) -> (b,), the cosine of each image with the text."""
         target = F.normalize(self.embed_text([text]), dim=-1)
         return lambda images: (F.normalize(self.embed_images(images), dim=-1) * target).sum(dim=-1)
-
-    @torch.no_grad()
-    def first_rows(self, path: str | None, rows: int | None, count: int) -> Tensor | None:
-        """Encode a picture, and keep its first rows of codes for DALL·E to continue -> (count r g); None without a picture."""
-        if (path is None) != (rows is None):
-            raise InputError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
-        if path is None:
-            return None
-        vqgan = self.get("vqgan")
-        if not 0 < rows < vqgan.config.grid:
-            raise InputError(f"--prime-rows {rows}: choose from 1 to {vqgan.config.grid - 1}")
-        _, images = read_images([path], vqgan.config.image_size)
-        return repeat(vqgan.encode(images.to(self.device))[0, :rows], "r g -> b r g", b=count)
-
-    @torch.no_grad()
-    def generate_images(self, captions: list[str], seed: int, how: Drawing, prime: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw one image per caption with DALL·E -> images (b 3 h w) in [-1, 1], their codes (b g g)."""
-        dalle, tokenizer = self.dalle()
-        *texts, empty = self.encode("dalle", tokenizer, [*captions, ""], dalle.config.text_length)
-        generator, count, progress = torch.Generator(self.device).manual_seed(seed), dalle.config.image_length, Progress("drawing codes")
-        for codes in mindalle.generate_steps(dalle, torch.stack(texts), empty=empty, prime=prime, generator=generator, **asdict(how)):
-            progress(codes.shape[1], count)
-        codes = dalle.to_grid(codes)
-        return self.get("vqgan").decode(codes).clamp(-1, 1), codes

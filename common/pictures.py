@@ -17,7 +17,7 @@ from .errors import USER_ERRORS, InputError, file_errors
 
 
 class Progress:
-    """Show how far long work is, when called with it: on a terminal in a line that is rewritten, elsewhere every half minute."""
+    """Show how far long work is: on a terminal in a line that is rewritten, elsewhere every half minute."""
 
     def __init__(self, what: str):
         self.what, self.shown = what, time.monotonic()
@@ -86,7 +86,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def reconstruction_sheet(originals: list[Image.Image], redrawn: list[Image.Image], names: list[str], psnr: list[float]) -> Image.Image:
+def reconstruction_sheet(originals: list[Image.Image], redrawn: list[Image.Image], names: list[str],
+                         psnr: list[float]) -> Image.Image:
     """Lay out originals over their reconstructions, eight to a row."""
     columns, pictures, labels = min(8, len(originals)), [], []
     for start in range(0, len(originals), columns):
@@ -119,8 +120,8 @@ def draw_losses(rows: list[dict[str, str]], path: Path) -> None:
 class Output:
     """The folder that a command writes: numbered pictures, a sheet, and index.jsonl with a line about each picture.
 
-    A folder that we did not make is never cleaned. What an index.jsonl of ours lists is ours, and a later command may replace it;
-    any other file in the way is refused, before the work begins. count: the most numbered pictures that will be written.
+    Files that an index.jsonl of ours lists are ours, and a later command replaces them. Any other file in the way is refused
+    before the work begins, and none is deleted. count: the most numbered pictures that will be written.
     """
 
     NUMBERED = ("reconstruct", "dalle", "guide", "originals")  # the commands whose index lists pictures in the folder itself
@@ -131,7 +132,8 @@ class Output:
         ours = self.written()
         for name in [f"{i:04d}.png" for i in range(count)] + list(self.OTHERS if command == "guide" else self.OTHERS[:2]):
             if (self.folder / name).exists() and name not in ours:
-                raise InputError(f"{self.folder / name} was not written by this command, which would overwrite it: name another --out")
+                raise InputError(f"{self.folder / name} was not written by sample.py, which would overwrite it: "
+                                 "name another --out")
 
     def written(self) -> set[str]:
         """Read which files of the folder are ours off its index; none if it has none, or somebody else's."""

@@ -2,8 +2,8 @@
 
     runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  log.csv  losses.png  scores.json  samples/
 
-A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included: what train.py was asked for,
-in the terms of its flags. So `train.py --run runs/NAME --resume` needs no other flag.
+A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included: what train.py was asked
+for, in the terms of its flags. So `train.py --run runs/NAME --resume` needs no other flag.
 """
 
 import dataclasses
@@ -85,7 +85,8 @@ class Run:
                 raise InputError(f"{self.folder} is being trained by another process: wait for it, or name another --run")
             for name in ("log.csv", "losses.png", "scores.json"):
                 if (self.folder / name).exists() and not log.is_ours(self.log_path):
-                    raise InputError(f"{self.folder / name} was not written by train.py, which would overwrite it: name another --run")
+                    raise InputError(f"{self.folder / name} was not written by train.py, which would overwrite it: "
+                                     "name another --run")
             yield
 
 

@@ -1,4 +1,4 @@
-"""Every figure by which a run is judged, each a function of its own; on held-out pictures of the shapes world, most by its judge.
+"""Every figure by which a run is judged, each a function of its own.
 
     CLIP      zero_shot, recall@1               DALL·E   nats a code, overlap, match
     VQGAN     psnr, usage, perplexity, kept     judge    agreement on true pictures: the ceiling of kept and match
@@ -24,7 +24,8 @@ import minvqgan
 
 from .errors import InputError
 from .files import write_whole
-from .models import Drawing, Models
+from .drawing import Drawing, generate_images
+from .models import Models
 
 Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)
 
@@ -57,23 +58,13 @@ def zero_shot(embed_images: Embed, embed_text: Embed, images: Tensor, captions: 
 
 @torch.no_grad()
 def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor, captions: list[str]) -> tuple[float, float]:
-    """Return how often the right one of all is closest, image to text and text to image; captions that say the same are all right."""
+    """Return how often a right one is closest, image to text and text to image; captions that say the same are all right."""
     scenes = [data.parse(caption) for caption in captions]
     worded = [scene.canonical.caption if scene else caption for scene, caption in zip(scenes, captions)]
     number = {text: i for i, text in enumerate(dict.fromkeys(worded))}
     numbers = torch.tensor([number[text] for text in worded], device=images.device)
     same = rearrange(numbers, "i -> i 1") == rearrange(numbers, "j -> 1 j")
     return minclip.recall_at_k(embed_images(images), embed_text(captions), 1, same)
-
-
-def contrastive_bounds(model: minclip.CLIP, ids: Tensor) -> tuple[float, float]:
-    """Return the loss of a batch with these captions (b t) if all cosines are 0, and the lowest there can be.
-
-    Equal captions have a lowest loss above 0: with eight captions in a batch of 128, softmax cannot know which 16 are asked for.
-    """
-    loss, _, bias = minclip.LOSSES[model.config.loss]
-    same = minclip.same_caption(ids)
-    return loss(torch.zeros(same.shape) + (bias or 0.0), same).item(), max(0.0, loss(200.0 * same - 100.0, same).item())
 
 
 # ---- VQGAN and DALL·E -------------------------------------------------------------------------------------------------
@@ -96,15 +87,13 @@ def match(models: Models, captions: list[str], how: Drawing, best_of: int, seed:
     first, best = [], []
     for start in range(0, len(captions), 32):
         part = captions[start : start + 32]
-        images, _ = models.generate_images([caption for caption in part for _ in range(best_of)], seed + start, how)
+        images, _ = generate_images(models, [caption for caption in part for _ in range(best_of)], how, seed + start)
         images = rearrange(images, "(b k) c h w -> b k c h w", k=best_of)
         first.append(images[:, 0])
         if models.has("clip"):
-            best += [candidates[mindalle.rerank(candidates, models.similarity(caption))[0]] for caption, candidates in zip(part, images)]
+            best += [candidates[mindalle.rerank(candidates, models.similarity(caption))[0]]
+                     for caption, candidates in zip(part, images)]
     return agreement(torch.cat(first), captions), agreement(torch.stack(best), captions) if best else 0.0
-
-
-# ---- While training: a few held-out pictures, every so often ----------------------------------------------------------
 
 
 def first_captions(images: data.Dataset, count: int) -> tuple[Tensor, list[str], bool]:
@@ -112,46 +101,6 @@ def first_captions(images: data.Dataset, count: int) -> tuple[Tensor, list[str],
     indices = range(min(count, len(images)))
     captions = [images.captions[i][0] for i in indices]
     return images.batch(indices), captions, all(map(data.parse, captions))
-
-
-def held_out_clip(model: minclip.CLIP, encode: Callable[[list[str]], Tensor], held_out: data.Dataset, seed: int) -> dict[str, float]:
-    """Return zero-shot accuracy on the shapes world, elsewhere recall@1 among the pictures; and the temperature's scale."""
-    device = model.logit_scale.device
-    images, captions, scenes = first_captions(held_out, 64 if len(held_out) else 0)
-    embed_text = lambda texts: model.encode_text(encode(texts).to(device))  # noqa: E731
-    if scenes:
-        figures = {"zero_shot": zero_shot(model.encode_image, embed_text, images.to(device), captions, seed)}
-    else:
-        figures = {"recall_at_1": recall_at_1(model.encode_image, embed_text, images.to(device), captions)[0]}
-    return figures | {"scale": model.logit_scale.exp().item()}
-
-
-def held_out_vqgan(model: minvqgan.VQGAN, held_out: data.Dataset) -> dict[str, float]:
-    """Return PSNR in dB, and the share of codes in use."""
-    images, _, _ = first_captions(held_out, 128)
-    images = images.to(model.last_weight.device)
-    model.eval()
-    redrawn, codes = reconstruct(model, images)
-    model.train()
-    counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
-    return {"psnr": minvqgan.psnr(images, redrawn).mean().item(), "usage": minvqgan.usage(counts).item()}
-
-
-@torch.no_grad()
-def held_out_dalle(model: mindalle.DALLE, vqgan: minvqgan.VQGAN, encode: Callable[[list[str]], Tensor], held_out: data.Dataset,
-                   seed: int) -> dict[str, float]:
-    """Return nats per code of true pictures, and of drawings of the shapes world how well they overlap what the caption says."""
-    images, captions, scenes = first_captions(held_out, 128)
-    device = model.text_positions.device
-    text = encode(captions).to(device)                                                       # (b t)
-    codes = vqgan.encode(images.to(device))                                                  # (b g g)
-    _, _, nats = mindalle.dalle_loss(*model(text, codes), text, codes)
-    if not scenes:
-        return {"nats_per_code": nats.item()}
-    generator = torch.Generator(device).manual_seed(seed)
-    drawn = mindalle.generate(model, text[:16], empty=encode("")[0].to(device), generator=generator, **asdict(Drawing()))
-    pictures = data.to_pictures(vqgan.decode(drawn))
-    return {"nats_per_code": nats.item(), "overlap": sum(map(data.overlap, pictures, captions)) / len(pictures)}
 
 
 # ---- `sample.py score` ------------------------------------------------------------------------------------------------
@@ -178,7 +127,8 @@ def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best
     for name in there or ["clip"]:
         if (source := models.data_of(name) if there else models.get(name)) != "shapes":
             raise InputError(f"{models.files[name]} was trained on {source}: score needs a run over the shapes world")
-    report = Report(models.run / "scores.json", {"count": count, "draws": draws, "best_of": best_of, "seed": seed, **asdict(how)})
+    settings = {"count": count, "draws": draws, "best_of": best_of, "seed": seed, **asdict(how)}
+    report = Report(models.run / "scores.json", settings)
     size = models.get("vqgan" if "dalle" in there else there[0]).config.image_size
     true = {split: data.load("shapes", size, split, count, seed=seed + 1) for split in data.SPLITS}
     images = {split: true[split].batch(range(count)).to(models.device) for split in data.SPLITS}
@@ -188,7 +138,8 @@ def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best
         report.add(f"judge {split}", value, "agreement of the judge with true scenes: the ceiling below")
     if "clip" in there:
         for split in ("unseen", "novel"):
-            report.add(f"zero-shot {split}", zero_shot(models.embed_images, models.embed_text, images[split], captions[split], seed))
+            value = zero_shot(models.embed_images, models.embed_text, images[split], captions[split], seed)
+            report.add(f"zero-shot {split}", value)
         to_text, to_image = recall_at_1(models.embed_images, models.embed_text, images["unseen"], captions["unseen"])
         report.add("recall@1 image to text", to_text, f"among {count}")
         report.add("recall@1 text to image", to_image, f"among {count}")

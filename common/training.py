@@ -1,11 +1,10 @@
-"""What the training loops share: seeds, the learning rate's schedule, precision, and a training's place in time.
+"""What the training loops share: seeds, the learning rate's schedule, batches, and one training's place in time.
 
-Every step draws its randomness from (seed, model, step) alone. So no generator has to be saved, and a run that was killed goes on
-from its last checkpoint to the very weights it would have had.
+Every step draws its randomness from (seed, model, step) alone. So no generator has to be saved, and a run that was killed
+goes on from its last checkpoint to the very weights it would have had.
 """
 
 import dataclasses
-import math
 import signal
 import sys
 import time
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 
 from . import log
 from .errors import InputError, ignore_output
-from .jobs import Budget, refuse_another
+from .jobs import Budget
 from .runs import Run
 
 SAVE_EVERY = 30  # seconds between checkpoints
@@ -32,12 +31,13 @@ def stable_seed(*parts: Any) -> int:
     return int.from_bytes(sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def set_learning_rate(optimiser: Optimizer, done: float, steps: int, warmup: float = 0.05) -> None:
-    """Scale each group's highest rate, group["rate"]: up a line while done < warmup, then down a line to zero [Bergsma et al. 2025].
+def set_learning_rate(optimiser: Optimizer, done: float, recipe: Any) -> None:
+    """Raise each group's rate along a line to its highest, then lower it along a line to zero [Bergsma et al. 2025].
 
-    done: share of the training that is behind us, in [0, 1]; steps: about how many it has, since the first step needs some rate
+    done: share of the training that is behind us, in [0, 1]; recipe.warmup: the share during which the rate rises. At the first
+    step, when nothing is done, the rate is that of one of recipe.steps: at 0 the step would be wasted.
     """
-    factor = min(max(done, 1 / steps) / warmup, (1 - done) / (1 - warmup))
+    factor = min(max(done, 1 / recipe.steps) / recipe.warmup, (1 - done) / max(1 - recipe.warmup, 1e-9))
     for group in optimiser.param_groups:
         group["lr"] = group["rate"] * factor
 
@@ -47,39 +47,6 @@ def random_batch(count: int, batch_size: int, overfit: bool = False) -> Tensor:
     if overfit:
         return torch.arange(min(count, batch_size))
     return torch.randperm(count)[:batch_size] if count >= batch_size else torch.randint(count, (batch_size,))
-
-
-def choose_precision(run: Run, model: str, layer: nn.Module, x: Tensor) -> str:
-    """Return "bf16" or "fp32": the checkpoint's, or what was asked for, or what a layer of the model's shape is faster in.
-
-    layer, x: such a layer and an input for it, on the CPU
-    """
-    if run.job.resume and (state := run.state(model)):
-        if run.job.precision not in ("auto", state["precision"]):
-            refuse_another(run.path(model), "precision", state["precision"], run.job.precision)
-        return state["precision"]
-    if run.job.precision != "auto":
-        return run.job.precision
-    speedup = bf16_speedup(layer.to(run.device), x.to(run.device))
-    chosen = "bf16" if speedup > 1.1 else "fp32"  # below that the rounding is not worth it
-    print(f"{model}: bf16 is {speedup:.1f} times as fast as fp32 here: {chosen}")
-    return chosen
-
-
-def bf16_speedup(layer: nn.Module, x: Tensor, seconds: float = 0.1) -> float:
-    """Measure, `seconds` for each, how many times as fast a layer's forward and backward are in bf16 as in fp32."""
-    fastest, end = {False: math.inf, True: math.inf}, time.perf_counter() + 2 * seconds
-    while time.perf_counter() < end or math.inf in fastest.values():
-        for bf16 in fastest:  # in turn, since a machine shared with others changes its speed
-            start = time.perf_counter()
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                y = layer(x)
-            y.float().sum().backward()
-            layer.zero_grad()
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            fastest[bf16] = min(fastest[bf16], time.perf_counter() - start)
-    return fastest[False] / fastest[True]
 
 
 class Training:
@@ -97,8 +64,8 @@ class Training:
             self.restore(state)
         log.trim(run.log_path, name, self.step)
         count = sum(p.numel() for p in parts["model"].parameters())
-        print(f"{name}: {count:,} parameters, {run.device}, {notes['precision']}" + (f", from step {self.step}" if self.step else ""),
-              flush=True)
+        begin = f", from step {self.step}" if self.step else ""
+        print(f"{name}: {count:,} parameters, {run.device}, {notes['precision']}{begin}", flush=True)
 
     # ---- Time ---------------------------------------------------------------------------------------------------------
 
@@ -143,7 +110,8 @@ class Training:
         if self.step == 0:
             print(f"{self.name}: first loss {self.loss.item():.3f}", flush=True)
         if logged:
-            log.append(self.run.log_path, self.name, self.step, self.seconds, self.loss.item(), {k: v.item() for k, v in parts.items()})
+            values = {part: value.item() for part, value in parts.items()}
+            log.append(self.run.log_path, self.name, self.step, self.seconds, self.loss.item(), values)
         self.step += 1
         self.seconds = self.first_seconds + time.monotonic() - self.started
         self.show()
@@ -205,5 +173,6 @@ class Training:
         """Raise InputError that says what is not finite, what is kept, and what to lower."""
         path = self.run.path(self.name)
         kept = f"{path} holds step {self.saved_step}" if self.saved_step is not None else "nothing was saved"
-        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. Lower --learning-rate (now {self.recipe.learning_rate:g})"
-                         + (", or try --precision fp32" if self.notes["precision"] == "bf16" else ""))
+        or_else = ", or try --precision fp32" if self.notes["precision"] == "bf16" else ""
+        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. "
+                         f"Lower --learning-rate (now {self.recipe.learning_rate:g}){or_else}")

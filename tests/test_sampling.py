@@ -14,8 +14,9 @@ import test_minclip
 import test_mindalle
 import test_minvqgan
 from common import scores
+from common.drawing import Drawing, drawing, generate_images
 from common.guiding import Guiding, guiding
-from common.models import Drawing, Models
+from common.models import Models
 from conftest import TINY, refused, samples, trains
 from minclip import Tokenizer
 
@@ -46,7 +47,7 @@ def test_dalle_draws_the_same_pictures_from_the_same_seed(trained, tmp_path):
 
 def test_drawing_gives_the_codes_of_the_pictures_as_well(trained):
     models = Models(trained, "cpu")
-    images, codes = models.generate_images(["picture number 1"], 0, Drawing())
+    images, codes = generate_images(models, ["picture number 1"], Drawing(), 0)
     assert torch.equal(images, models.get("vqgan").decode(codes).clamp(-1, 1).detach())
 
 
@@ -148,8 +149,8 @@ def test_published_weights_see_pictures_as_they_were_trained_to_and_our_own_as_t
 
 def test_drawing_defaults_are_minDALL_Es_for_minDALL_E_and_what_is_typed_always_wins(published, trained):
     theirs, ours = Models(trained, "cpu", dalle=published / "1.3B"), Models(trained, "cpu")
-    assert theirs.drawing(temperature=0.3) == Drawing(temperature=0.3, top_k=256, top_p=1.0, guidance=1.0)
-    assert ours.drawing(temperature=0.3) == Drawing(temperature=0.3, top_k=2, top_p=1.0, guidance=1.5)
+    assert drawing(theirs, temperature=0.3) == Drawing(temperature=0.3, top_k=256, top_p=1.0, guidance=1.0)
+    assert drawing(ours, temperature=0.3) == Drawing(temperature=0.3, top_k=2, top_p=1.0, guidance=1.5)
 
 
 def test_guide_starts_blank_with_noise_under_our_own_clip_and_as_published_under_another_and_takes_what_was_typed(published, trained):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import train
-from common import training
+from common import precision, training
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.jobs import Budget, Job
 from common.muon import Muon, orthogonalise
@@ -61,7 +61,7 @@ def test_the_rate_rises_over_a_twentieth_of_the_training_and_falls_along_a_line_
     optimiser = Muon(nn.Linear(2, 2), [], lr=0.5)
 
     def rate(done):
-        training.set_learning_rate(optimiser, done, steps=1000)
+        training.set_learning_rate(optimiser, done, train.CLIPRecipe(steps=1000))
         lowest, *_, highest = sorted(group["lr"] for group in optimiser.param_groups)
         assert lowest == highest
         return lowest
@@ -209,16 +209,16 @@ def test_a_number_that_makes_no_sense_is_refused_by_the_name_of_its_flag(words, 
 
 
 def test_auto_takes_the_precision_that_is_measured_to_be_faster_and_the_checkpoint_keeps_it(folder, tmp_path, monkeypatch, capsys):
-    for speedup, precision in ((2.0, "bf16"), (0.7, "fp32")):
-        monkeypatch.setattr(training, "bf16_speedup", lambda layer, x: speedup)
-        train.main(["vqgan", "--data", str(folder), "--run", str(tmp_path / precision), "--steps", "1", "--device", "cpu", *TINY["vqgan"].split()])
+    for speedup, chosen in ((2.0, "bf16"), (0.7, "fp32")):
+        monkeypatch.setattr(precision, "bf16_speedup", lambda layer, x: speedup)
+        train.main(["vqgan", "--data", str(folder), "--run", str(tmp_path / chosen), "--steps", "1", "--device", "cpu", *TINY["vqgan"].split()])
         assert f"{speedup} times" in capsys.readouterr().out
-        assert torch.load(tmp_path / precision / "vqgan.pt", weights_only=True)["precision"] == precision
-    monkeypatch.setattr(training, "bf16_speedup", lambda layer, x: 1 / 0)  # is not asked again
+        assert torch.load(tmp_path / chosen / "vqgan.pt", weights_only=True)["precision"] == chosen
+    monkeypatch.setattr(precision, "bf16_speedup", lambda layer, x: 1 / 0)  # is not asked again
     train.main(["vqgan", "--run", str(tmp_path / "bf16"), "--resume", "--steps", "2"])
     assert torch.load(tmp_path / "bf16" / "vqgan.pt", weights_only=True)["precision"] == "bf16"
 
 
 def test_the_measured_speedup_is_a_ratio_of_times_and_leaves_no_gradient():
     layer = nn.Linear(8, 8)
-    assert 0 < training.bf16_speedup(layer, torch.randn(4, 8), seconds=0.01) < math.inf and layer.weight.grad is None
+    assert 0 < precision.bf16_speedup(layer, torch.randn(4, 8), seconds=0.01) < math.inf and layer.weight.grad is None

@@ -1,0 +1,68 @@
+"""Draw pictures for captions with a run's own DALL·E, or with minDALL-E."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+import mindalle
+
+from .errors import InputError
+from .flags import Options, option
+from .models import Models
+from .pictures import Progress, read_images
+
+
+@dataclass(frozen=True)
+class Drawing(Options):
+    """How DALL·E draws codes.
+
+    It takes the two likeliest, at temperature 1. More draw ragged outlines. At a lower temperature small objects go missing:
+    at each single place the background is likelier than the beginning of an object.
+    """
+
+    temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)
+    top_k: int = option(2, "draw among the k likeliest codes; 0: among all (with minDALL-E 256)", least=0)
+    top_p: float = option(1.0, "draw among the fewest codes that together have this probability", least=0, most=1)
+    guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model (with minDALL-E 1)")
+
+
+MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)  # its README's; it never saw an empty caption, which guidance needs
+
+
+def drawing(models: Models, **typed: Any) -> Drawing:
+    """Return how to draw: what was typed, and for the rest what suits our own DALL·E, or minDALL-E."""
+    return replace(Drawing() if models.checkpoint("dalle") else MINDALLE_DRAWING, **typed)
+
+
+@torch.no_grad()
+def generate_images(models: Models, captions: list[str], how: Drawing, seed: int,
+                    prime: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Draw one image per caption with DALL·E -> images (b 3 h w) in [-1, 1], their codes (b g g).
+
+    prime (b r g): the first rows of codes, to be continued
+    """
+    dalle, tokenizer = models.dalle()
+    *text, empty = models.encode("dalle", tokenizer, [*captions, ""], dalle.config.text_length)
+    generator, progress = torch.Generator(models.device).manual_seed(seed), Progress("drawing codes")
+    for codes in mindalle.generate_steps(dalle, torch.stack(text), empty=empty, prime=prime, generator=generator,
+                                         **asdict(how)):
+        progress(codes.shape[1], dalle.config.image_length)
+    codes = dalle.to_grid(codes)
+    return models.get("vqgan").decode(codes).clamp(-1, 1), codes
+
+
+@torch.no_grad()
+def first_rows(models: Models, path: str | None, rows: int | None, count: int) -> Tensor | None:
+    """Encode a picture, and keep its first rows of codes for DALL·E to continue -> (count r g); None without a picture."""
+    if (path is None) != (rows is None):
+        raise InputError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
+    if path is None:
+        return None
+    vqgan = models.get("vqgan")
+    if not 0 < rows < vqgan.config.grid:
+        raise InputError(f"--prime-rows {rows}: choose from 1 to {vqgan.config.grid - 1}")
+    _, images = read_images([path], vqgan.config.image_size)
+    return repeat(vqgan.encode(images.to(models.device))[0, :rows], "r g -> b r g", b=count)

@@ -101,8 +101,9 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
     start, floor = held_out.contrastive_bounds(model, texts[: recipe.batch_size])
     print(f"clip: expected first loss {start:.3f}, that of cosines of 0; lowest possible {floor:.3f}, by repeated captions")
 
-    width, tokens = config.vision_width, recipe.batch_size * (1 + config.patches)
-    precision = choose_precision(run, "clip", nn.Linear(width, 4 * width), torch.randn(tokens, width))
+    some = range(min(len(images), recipe.batch_size))
+    pixels, ids = images.batch(some).to(run.device), texts[some].to(run.device)
+    precision = choose_precision(run, "clip", model, lambda: loss_function(model.logits(*model(pixels, ids))))
     training = Training(run, "clip", config, recipe, {"precision": precision, "tokenizer": tokenizer.fingerprint},
                         model=model, optimiser=optimiser)
     for step, done in training.steps():
@@ -150,9 +151,8 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
     print(f"vqgan: expected first loss about {held_out.reconstruction_start(images):.3f}, that of noise; lowest possible 0")
 
-    layer = nn.Conv2d(config.channels, config.channels, 3, padding=1)
-    x = torch.randn(recipe.batch_size, config.channels, config.image_size, config.image_size)
-    precision = choose_precision(run, "vqgan", layer, x)
+    some = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
+    precision = choose_precision(run, "vqgan", model, lambda: model(some)[0].float().square().mean())
     training = Training(run, "vqgan", config, recipe, {"precision": precision}, **saved)
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "vqgan", step))
@@ -204,8 +204,9 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     start, floor = held_out.dalle_bounds(config, images, recipe.text_loss_weight, recipe.caption_dropout)
     print(f"dalle: expected first loss {start:.3f}, that of a guess; lowest possible {floor:.3f}, all learned by heart")
 
-    rows = torch.randn(recipe.batch_size * config.length, config.width)
-    precision = choose_precision(run, "dalle", nn.Linear(config.width, 4 * config.width), rows)
+    some = range(min(len(images), recipe.batch_size))
+    text, targets = encode(images.texts(some, torch.default_generator)).to(run.device), codes[some].long().to(run.device)
+    precision = choose_precision(run, "dalle", model, lambda: dalle_loss(*model(text, targets), text, targets)[0])
     notes = {"precision": precision, "tokenizer": tokenizer.fingerprint, "vqgan": fingerprint(vqgan)}
     training = Training(run, "dalle", config, recipe, notes, model=model, optimiser=optimiser)
     for step, done in training.steps():

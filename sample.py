@@ -22,10 +22,10 @@ import mindalle
 import minclip
 import minvqgan
 from common import scores
-from common.drawing import Drawing, drawing, first_rows, generate_images
+from common.drawing import MINDALLE_DRAWING, Drawing, drawing, first_rows, generate_images
 from common.errors import InputError, one_line_errors
 from common.flags import Options, Parser, add_fields, option, typed_fields
-from common.guiding import Guiding, guide_and_write, guiding
+from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
 from common.models import Models
 from common.pictures import Output, read_images, reconstruction_sheet, to_pil
 from common.runs import pick_device
@@ -195,6 +195,9 @@ COMMANDS = {
     "score": (score, None, (ScoreOptions, Drawing)),
 }
 
+# defaults that depend on the model
+OTHERS = {Drawing: {"with minDALL-E": MINDALLE_DRAWING}, Guiding: {"with a published CLIP": PUBLISHED_GUIDING}}
+
 
 def parser() -> Parser:
     top = Parser(prog="python sample.py", description=__doc__.split("\n")[0])
@@ -204,14 +207,14 @@ def parser() -> Parser:
         if positional:
             sub.add_argument(positional[0], nargs=positional[1], metavar=positional[2], default=None)
         for cls in (*options, Shared):
-            add_fields(sub, cls)
+            add_fields(sub, cls, others=OTHERS.get(cls))
     return top
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     run, _, options = COMMANDS[args.command]
-    for cls in {Shared, *options} - {Drawing, Guiding}:  # of these two, the defaults depend on the models
+    for cls in {Shared, *options} - set(OTHERS):
         vars(args).update(asdict(cls(**typed_fields(args, cls))))
     files = {name: getattr(args, name) for name in ("preset", "merges", "clip", "vqgan", "dalle", "tokenizer")}
     torch.manual_seed(args.seed)

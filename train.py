@@ -247,15 +247,14 @@ def parse(argv: list[str] | None = None) -> tuple:
 
 def main(argv: list[str] | None = None) -> None:
     run = jobs.open_run(*parse(argv))
-    names = [run.job.model] if run.job.model else list(MODELS)
     with run.locked():
-        settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in names}  # all at once: no mistake shows late
-        if "vqgan" in names:
+        settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: no mistake shows late
+        if "vqgan" in run.models:
             jobs.refuse_to_change_codes(run, settled["vqgan"][1])
-        for name in names:
+        for name in run.models:
             MODELS[name][0](run, *settled[name])
             draw_losses(log.read(run.log_path), run.folder / "losses.png")
-        if run.job.model is None and not run.job.overfit:
+        if len(run.models) == len(MODELS) and not run.job.overfit:
             finish(run)
 
 

@@ -24,9 +24,9 @@ class Drawing(Options):
     """
 
     temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)
-    top_k: int = option(2, "draw among the k likeliest codes; 0: among all (with minDALL-E 256)", least=0)
+    top_k: int = option(2, "draw among the k likeliest codes; 0: among all", least=0)
     top_p: float = option(1.0, "draw among the fewest codes that together have this probability", least=0, most=1)
-    guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model (with minDALL-E 1)")
+    guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model")
 
 
 MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)  # its README's; it never saw an empty caption, which guidance needs

@@ -50,10 +50,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "", without: tuple[str, ...] = ()) -> None:
+def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "", without: tuple[str, ...] = (),
+               others: dict[str, Any] | None = None) -> None:
     """Give the parser a flag for each field of a dataclass, but for those in `without`.
 
-    With the prefix "clip." the flag of `batch_size` is --clip.batch-size.
+    With the prefix "clip." the flag of `batch_size` is --clip.batch-size. others: {case: instance} with the values that are
+    the defaults in other cases, which help names too.
     """
     group, hints = parser.add_argument_group(f"{prefix}{cls.__name__}"), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -62,12 +64,14 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "", wit
         more = {name: value for name, value in field.metadata.items() if name not in ("help", "least", "most")}
         text = field.metadata.get("help", "").replace("%", "%%")
         if field.default is not None and field.default is not False:
-            text += f" (default: {words(field.default)})"
+            cases = [f"{case} {words(getattr(other, field.name))}" for case, other in (others or {}).items()
+                     if getattr(other, field.name) != field.default]
+            text += f" (default: {', '.join([words(field.default), *cases])})"
         kind, many = value_type(hints[field.name])
         if kind is bool:
             more["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         else:
-            more |= {"type": kind, **({"nargs": "*"} if many else {})}
+            more = {"type": kind, **({"nargs": "*"} if many else {}), **more}
         flag = f"-{field.name}" if len(field.name) == 1 else f"--{prefix}{field.name.replace('_', '-')}"
         group.add_argument(flag, dest=prefix + field.name, help=text, **more)
 

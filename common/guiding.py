@@ -20,14 +20,13 @@ from .pictures import Output, Progress, contact_sheet, to_pil
 class Guiding(Options):
     """How to guide a picture by a CLIP of our own. Without all this noise a few red scraps satisfy it as a large red circle."""
 
-    steps: int = option(200, "steps of Adam (with a published CLIP 500)", least=1)
-    cutouts: int = option(16, "random views that CLIP sees per step (with a published CLIP 32)", least=1)
-    start: str = option("blank", "start from the mean code everywhere, random codes or noise (with a published CLIP codes)",
+    steps: int = option(200, "steps of Adam", least=1)
+    cutouts: int = option(16, "random views that CLIP sees per step", least=1)
+    start: str = option("blank", "start from the mean code everywhere, random codes or noise",
                         choices=list(minvqgan.STARTS))
-    latent_noise: float = option(1.0, "std of the noise added to each cutout's latents, in codebook stds "
-                                      "(with a published CLIP 0)", least=0)
-    jitter: float = option(0.6, "std of the random brightness of cutouts, and highest std of their noise, pixels in [-1, 1] "
-                                "(with a published CLIP 0.1)", least=0)
+    latent_noise: float = option(1.0, "std of the noise added to each cutout's latents, in codebook stds", least=0)
+    jitter: float = option(0.6, "std of the random brightness of cutouts, and highest std of their noise, pixels in [-1, 1]",
+                           least=0)
     lr: float = option(0.1, "learning rate of Adam on the latents", least=0)
 
 

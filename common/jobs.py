@@ -82,11 +82,12 @@ def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
             print(f"{job.folder} has nothing to resume: training starts from the beginning")
         return Run(job)
     last = states.get(model) or max(states.values(), key=lambda state: state.get("saved_at", 0.0))
-    if job.resume:
-        if "job" not in last:
-            raise InputError(f"{job.folder} was trained by an earlier version: sample.py can use it, but it cannot be resumed; "
-                             "name another --run")
-        return Run(resumed(job, Job(**last["job"]), typed))
+    if job.resume and "job" not in last:
+        raise InputError(f"{job.folder} was trained by an earlier version: sample.py can use it, but it cannot be resumed; "
+                         "name another --run")
+    # a model without a checkpoint is resumed as part of the job of all models, or else begun
+    if job.resume and (model in (None, *states) or last["job"]["model"] is None):
+        return Run(resumed(job, Job(**last["job"]), typed), model)
     data = full_name(last.get("job", last)["data"])  # the models of a run are trained on one data set
     if "data" in typed:
         refuse_another(job.folder, "data", data, job.data)
@@ -108,8 +109,8 @@ def resumed(job: Job, saved: Job, typed: Fields) -> Job:
             fields.pop("steps", None)
             fields |= {name: value for name, value in job.flags.get(model, {}).items() if name == "steps"}
         print("training now ends after " + (f"{minutes:g} minutes" if minutes else "the steps that were typed"))
-    return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, model=job.model or saved.model,
-                               precision=typed.get("precision", saved.precision), minutes=minutes, flags=flags)
+    return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, minutes=minutes, flags=flags,
+                               precision=typed.get("precision", saved.precision))
 
 
 def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
@@ -122,7 +123,7 @@ def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
             raise InputError(f"{run.path(model)} exists: add --resume to continue it, or name another --run")
         saved = {**state["config"], **state["recipe"]}
         for name in values.keys() - {"steps", "share"}:
-            refuse_another(run.path(model), name, saved[name], values[name])
+            refuse_another(run.path(model), name, saved.get(name, values[name]), values[name])
         values = saved | values
     return tuple(cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
                  for cls in (config, recipe))

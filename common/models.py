@@ -65,8 +65,8 @@ class Models:
             path, package = self.files[name], PACKAGES.get(name)
             if not path.exists():
                 model = "clip" if name == "tokenizer" else name
-                raise InputError(f"{path} is missing: train it, {command('train.py', model, '--run', self.run)}, "
-                                 "or name another --run")
+                raise InputError(f"{path} is missing: name another --run, or train it: "
+                                 f"{command('train.py', model, '--run', self.run)}")
             options = {"preset": self.preset} if name == "clip" else {}
             self.loaded[name] = package.load(path, self.device, **options) if package else minclip.Tokenizer.load(path)
         return self.loaded[name]

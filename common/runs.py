@@ -31,10 +31,11 @@ MODELS = ("clip", "vqgan", "dalle")
 
 
 class Run:
-    """Own the folder of one run."""
+    """Own the folder of one run. only: the model of a job of all models that is to be trained now."""
 
-    def __init__(self, job: "Job"):
+    def __init__(self, job: "Job", only: str | None = None):
         self.job, self.folder = job, job.folder
+        self.models = [only or job.model] if only or job.model else list(MODELS)
         self.log_path = self.folder / "log.csv"
 
     @cached_property

@@ -112,8 +112,11 @@ def accumulated_backward(
 
     image_features, text_features = (torch.cat(parts).requires_grad_() for parts in zip(*features))
     loss = LOSSES[model.config.loss].loss(model.logits(image_features, text_features), same)
-    loss.backward()  # reaches the features, the temperature and the bias; the chunks below use neither of the last two
+    with torch.autocast(images.device.type, enabled=False):  # a backward pass uses the precisions of its forward pass
+        loss.backward()  # reaches the features, the temperature and the bias; the chunks below use neither of the last two
 
     for pair, *gradients in zip(pairs, image_features.grad.chunk(chunks), text_features.grad.chunk(chunks)):
-        torch.autograd.backward(model(*pair), gradients)
+        features = model(*pair)
+        with torch.autocast(images.device.type, enabled=False):
+            torch.autograd.backward(features, gradients)
     return loss.detach()

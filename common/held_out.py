@@ -25,7 +25,7 @@ UNTRAINED_STD = 0.6  # RMS of silu(x), x ~ N(0, 1): the scale of an untrained de
 def clip_figures(model: minclip.CLIP, encode: Encode, held_out: data.Dataset, seed: int) -> dict[str, float]:
     """Return zero-shot accuracy on the shapes world, elsewhere recall@1 among the pictures; and the temperature's scale."""
     device = model.logit_scale.device
-    images, captions, scenes = first_captions(held_out, 64 if len(held_out) else 0)
+    images, captions, scenes = first_captions(held_out, 64)
     embed_text = lambda texts: model.encode_text(encode(texts).to(device))  # noqa: E731
     if scenes:
         figures = {"zero_shot": zero_shot(model.encode_image, embed_text, images.to(device), captions, seed)}

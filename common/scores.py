@@ -22,9 +22,9 @@ import mindalle
 import minclip
 import minvqgan
 
+from .drawing import Drawing, generate_images
 from .errors import InputError
 from .files import write_whole
-from .drawing import Drawing, generate_images
 from .models import Models
 
 Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)

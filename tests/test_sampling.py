@@ -165,6 +165,13 @@ def test_a_tokenizer_that_is_named_takes_the_place_of_the_runs_own(trained, fold
     assert "the tokenizer 514" in refused("sample", *words)
 
 
+def test_a_clip_refuses_a_tokenizer_of_the_same_size_that_it_was_not_trained_with(trained, folder, tmp_path):
+    tokenizer = Tokenizer.load(trained)
+    Tokenizer([*tokenizer.merges[:-1], ("z", "z</w>")]).save(tmp_path / "other.json")
+    words = ["classify", folder / "1.png", "--labels", "one", "--run", trained, "--tokenizer", tmp_path / "other.json"]
+    assert "another tokenizer" in refused("sample", *words, "--out", tmp_path / "out")
+
+
 def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):
     (tmp_path / "config.json").write_text((published / "clip" / "config.json").read_text())
     (tmp_path / "model.bin").write_bytes((published / "clip" / "pytorch_model.bin").read_bytes())

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -217,6 +218,16 @@ def test_auto_takes_the_precision_that_is_measured_to_be_faster_and_the_checkpoi
     monkeypatch.setattr(precision, "bf16_speedup", lambda model, loss: 1 / 0)  # is not asked again
     train.main(["vqgan", "--run", str(tmp_path / "bf16"), "--resume", "--steps", "2"])
     assert torch.load(tmp_path / "bf16" / "vqgan.pt", weights_only=True)["precision"] == "bf16"
+
+
+def test_the_measured_speedup_is_how_many_times_as_fast_bf16_is():
+    layer = nn.Linear(2, 2)
+
+    def slow_in_fp32():
+        time.sleep(0.001 if torch.is_autocast_enabled("cpu") else 0.02)
+        return layer(torch.ones(2, 2)).sum()
+
+    assert 2 < precision.bf16_speedup(layer, slow_in_fp32, seconds=0.05) < 30
 
 
 def test_the_measured_speedup_is_a_ratio_of_times_and_leaves_the_model_as_it_was():

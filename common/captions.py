@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
 
 import data
 from minclip import Tokenizer
@@ -15,12 +14,14 @@ from .runs import Run
 LONGEST = 77  # tokens of a caption at the most, as in the published CLIP
 
 
-@cache
 def load_images(run: Run, image_size: int, count: int | None, split: str = "train") -> data.Dataset:
-    """Open a split of the run's data set; print which pictures were skipped. Each is opened once."""
+    """Open a split of the run's data set, once for all models; print which pictures were skipped."""
     if run.job.data != "shapes" or run.job.overfit:
         count = 1024 if run.job.overfit else None  # overfitting looks at one batch only
+    if (image_size, count, split) in run.opened:
+        return run.opened[image_size, count, split]
     images = data.load(run.job.data, image_size, split, count, run.job.seed, progress=Progress("reading pictures"))
+    run.opened[image_size, count, split] = images
     for reason in images.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     if images.skipped:
@@ -69,6 +70,8 @@ def check_lengths(run: Run, tokenizer: Tokenizer, length: int, *sets: data.Datas
     """Raise InputError if captions of any of the data sets take more than `length` tokens, unless they are to be cut."""
     if run.job.truncate:
         return
+    if "dalle" in run.models:  # a model that is trained later must not refuse what an earlier one took
+        length = min(length, LONGEST)
     captions = distinct(*sets)
     too_long = []
     for batch in batches(captions):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import data
 import minclip.files
 
 from . import log
@@ -35,6 +36,7 @@ class Run:
 
     def __init__(self, job: "Job", only: str | None = None):
         self.job, self.folder = job, job.folder
+        self.opened: dict[tuple, data.Dataset] = {}
         self.models = [only or job.model] if only or job.model else list(MODELS)
         self.log_path = self.folder / "log.csv"
 

@@ -276,6 +276,7 @@ def test_a_caption_added_since_that_is_too_long_is_refused_by_its_file_and_cut_w
     line = refused("train", "--run", tmp_path / "run", "--resume", "--steps", 2)
     assert "2.png" in line and "1 of 2 captions" in line and "--truncate" in line
     assert "2.png" in refused("train", "--data", pictures, "--run", tmp_path / "new")  # before the first step of any model
+    assert "2.png" in refused("train", "--data", pictures, "--run", tmp_path / "new", "--clip.context-length", 512)  # for DALL·E's sake
     trains("clip", "--data", pictures, "--run", tmp_path / "cut", "--truncate", "--steps", 1, *TINY["clip"].split())
 
 

@@ -99,7 +99,7 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
                      betas=(0.9, 0.98), eps=1e-6)
     loss_function = LOSSES[config.loss].loss
     start, floor = held_out.contrastive_bounds(model, texts[: recipe.batch_size])
-    print(f"clip: expected first loss {start:.3f}, that of cosines of 0; lowest possible {floor:.3f}, by repeated captions")
+    print(f"clip: expect a first loss of about {start:.3f}, that of cosines of 0; perfect answers have {floor:.3f}")
 
     some = range(min(len(images), recipe.batch_size))
     pixels, ids = images.batch(some).to(run.device), texts[some].to(run.device)
@@ -149,7 +149,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
             raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or pictures of "
                              f"{discriminator.min_side} pixels or more")
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
-    print(f"vqgan: expected first loss about {held_out.reconstruction_start(images):.3f}, that of noise; lowest possible 0")
+    print(f"vqgan: expect a first loss of about {held_out.reconstruction_start(images):.3f}, that of noise; perfect pictures have 0")
 
     some = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
     precision = choose_precision(run, "vqgan", model, lambda: model(some)[0].float().square().mean())
@@ -168,7 +168,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
                                      recipe.adversarial_weight)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one odd batch must not undo many
+        parts["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one odd batch must not undo many
         optimiser.step()
 
         if adversary is not None:
@@ -202,7 +202,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     model = DALLE(config).to(run.device)
     optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.95))
     start, floor = held_out.dalle_bounds(config, images, recipe.text_loss_weight, recipe.caption_dropout)
-    print(f"dalle: expected first loss {start:.3f}, that of a guess; lowest possible {floor:.3f}, all learned by heart")
+    print(f"dalle: expect a first loss of about {start:.3f}, that of a guess; all learned by heart has {floor:.3f}")
 
     some = range(min(len(images), recipe.batch_size))
     text, targets = encode(images.texts(some, torch.default_generator)).to(run.device), codes[some].long().to(run.device)
@@ -222,10 +222,10 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
             loss, text_loss, image_loss = dalle_loss(*model(text, targets), text, targets, recipe.text_loss_weight)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
-        training.log(loss, text=text_loss, image=image_loss)
+        training.log(loss, text=text_loss, image=image_loss, gradient_norm=norm)
         if training.due:
             training.save()
             training.log_held_out(**held_out.dalle_figures(model, vqgan, encode, unseen, run.job.seed))

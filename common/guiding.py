@@ -71,7 +71,7 @@ def guide_and_write(models: Models, output: Output, caption: str, prompts: list[
         print("\nstopped early: writing what there is")
     if not frames:
         return
-    print(f"cosine with the prompt from {cosines[0]:.3f} to {cosines[-1]:.3f}")
+    print(f"cosine with {caption!r} from {cosines[0]:.3f} to {cosines[-1]:.3f}")
     output.write(frames[-1:], [{"caption": caption, "score": cosines[-1], "start": cosines[0]}])
     chosen = sorted({round(i * (len(frames) - 1) / 7) for i in range(8)})
     large = [frame.resize((256, 256), Image.Resampling.NEAREST) for frame in frames]

@@ -28,7 +28,7 @@ def clip_figures(model: minclip.CLIP, encode: Encode, held_out: data.Dataset, se
     images, captions, scenes = first_captions(held_out, 64)
     embed_text = lambda texts: model.encode_text(encode(texts).to(device))  # noqa: E731
     if scenes:
-        figures = {"zero_shot": zero_shot(model.encode_image, embed_text, images.to(device), captions, seed)}
+        figures = {"zero_shot_of_16": zero_shot(model.encode_image, embed_text, images.to(device), captions, seed)}
     else:
         figures = {"recall_at_1": recall_at_1(model.encode_image, embed_text, images.to(device), captions)[0]}
     return figures | {"scale": model.logit_scale.exp().item()}
@@ -66,13 +66,13 @@ def dalle_figures(model: mindalle.DALLE, vqgan: minvqgan.VQGAN, encode: Callable
 
 
 def contrastive_bounds(model: minclip.CLIP, ids: Tensor) -> tuple[float, float]:
-    """Return the loss of a batch with these captions (b t) if all cosines are 0, and the lowest there can be.
+    """Return the loss of a batch with these captions (b t) if all cosines are 0, and that of perfect answers.
 
     Repeated captions raise the latter: with eight captions in a batch of 128, softmax cannot tell the 16 images of one apart.
     """
     loss, _, bias = minclip.LOSSES[model.config.loss]
     same = minclip.same_caption(ids)
-    return loss(torch.zeros(same.shape) + (bias or 0.0), same).item(), max(0.0, loss(200.0 * same - 100.0, same).item())
+    return loss(torch.zeros(same.shape) + (bias or 0.0), same).item(), loss(200.0 * same - 100.0, same).item() + 0.0
 
 
 def reconstruction_start(images: data.Dataset) -> float:

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Job(Options):
     minutes: float | None = option(None, "train for this long, not the recipe's steps; with --steps, until the first of both",
                                    least=0.01)
     resume: bool = option(False, "continue the run from its checkpoints, which know all other settings")
-    overfit: bool = option(False, "train on one batch over and over: the loss must go to almost nothing")
+    overfit: bool = option(False, "train on one batch over and over: the loss must fall almost to the lowest possible")
     truncate: bool = option(False, "cut captions that are longer than the models read")
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
@@ -50,25 +51,41 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) -
     """
     shared = Parser(add_help=False)
     add_fields(shared, Job, without=("model", "flags"))
-    parser = Parser(prog="python train.py", description=description, parents=[shared])
+    parser = Parser(prog="python train.py", description=description, parents=[shared],
+                    usage=f"python train.py [options] [{' | '.join(classes)}] [options]",
+                    epilog="To see the options of one model: python train.py clip --help")
     parser.add_argument("--steps", type=int, help="optimiser steps of each model")
     parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all models")
     models = parser.add_subparsers(dest="model", metavar=" | ".join(classes), help="train this model alone; all when left out")
     for model, (config, recipe, decided) in classes.items():
         alone = models.add_parser(model, prog=f"python train.py {model}", parents=[shared])
         add_fields(alone, config, without=decided)
-        add_fields(alone, recipe)
+        add_fields(alone, recipe, without=("share",))
         add_fields(parser, config, f"{model}.", without=(*decided, "image_size"))
         add_fields(parser, recipe, f"{model}.")
+    argv = sys.argv[1:] if argv is None else argv
+    check_flags(argv, parser, models.choices)
     args, flags = parser.parse_args(argv), {}
     for model, (config, recipe, decided) in classes.items():
         dotted = typed_fields(args, config, f"{model}.") | typed_fields(args, recipe, f"{model}.")
-        if dotted and args.model:
-            flag = f"--{model}.{next(iter(dotted)).replace('_', '-')}"
-            parser.error(f"{flag} is for training all models; to train {args.model} alone, leave out the model's name")
         plain = typed_fields(args, config) | typed_fields(args, recipe) if args.model in (None, model) else {}
         flags[model] = {name: value for name, value in plain.items() if name not in decided} | dotted
     return args.model, {name: value for name, value in typed_fields(args, Job).items() if name != "model"}, flags
+
+
+def check_flags(argv: list[str], parser: Parser, models: dict[str, Parser]) -> None:
+    """Refuse a flag that does not exist, naming those that end alike; argparse would stumble over its value first."""
+    takes_value = {flag for flag, action in parser._option_string_actions.items() if action.nargs != 0}
+    named = [word for before, word in zip(["", *argv], argv) if word in models and before not in takes_value]
+    known = {flag for each in (parser, *(models[word] for word in named)) for flag in each._option_string_actions}
+    for flag in (word.split("=")[0] for word in argv if word.startswith("--")):
+        name = flag.removeprefix("--").removeprefix("no-").split(".")[-1]
+        if flag in known and "." in flag and named:
+            parser.error(f"{flag} is for training all models; to train {named[0]} alone, leave out the model's name")
+        if flag not in known:
+            alike = sorted(other for other in known if other.split(".")[-1].removeprefix("--").removeprefix("no-") == name
+                           and ("." in other) != bool(named))
+            parser.error(f"there is no {flag} here" + (f"; did you mean {' or '.join(alike)}?" if alike else ""))
 
 
 def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:

@@ -40,6 +40,8 @@ def encode_all(vqgan: minvqgan.VQGAN, images: data.Dataset, device: str) -> Tens
     for indices in torch.arange(len(images)).split(64):
         progress(int(indices[0]), len(images))
         codes[indices] = rearrange(vqgan.encode(images.batch(indices).to(device)), "b g1 g2 -> b (g1 g2)").int().cpu()
+    if not 0 <= codes.min() <= codes.max() < vqgan.config.codebook_size:
+        raise ValueError(f"the quantiser gives codes from {codes.min()} to {codes.max()}, of {vqgan.config.codebook_size}")
     return codes
 
 
@@ -65,7 +67,7 @@ class Models:
             path, package = self.files[name], PACKAGES.get(name)
             if not path.exists():
                 model = "clip" if name == "tokenizer" else name
-                raise InputError(f"{path} is missing: name another --run, or train it: "
+                raise InputError(f"{path} is missing: copy one there, name another --run, or train it: "
                                  f"{command('train.py', model, '--run', self.run)}")
             options = {"preset": self.preset} if name == "clip" else {}
             self.loaded[name] = package.load(path, self.device, **options) if package else minclip.Tokenizer.load(path)

@@ -65,6 +65,8 @@ class Training:
         log.trim(run.log_path, name, self.step)
         count = sum(p.numel() for p in parts["model"].parameters())
         begin = f", from step {self.step}" if self.step else ""
+        if self.done >= 1:
+            begin = f", finished after {self.step} steps; more --steps or --minutes move the end"
         print(f"{name}: {count:,} parameters, {run.device}, {notes['precision']}{begin}", flush=True)
 
     # ---- Time ---------------------------------------------------------------------------------------------------------
@@ -102,10 +104,12 @@ class Training:
     # ---- The log ------------------------------------------------------------------------------------------------------
 
     def log(self, loss: Tensor, **parts: Tensor) -> None:
-        """Count this step, and log its losses if it is a tenth one. Raises InputError for a loss that is not finite."""
+        """Count this step, and log its figures if it is a tenth one. Raises InputError for a figure that is not finite."""
         logged = self.step % LOG_EVERY == 0
-        if (logged or loss.device.type == "cpu") and not loss.isfinite():  # on a GPU seldom: asking makes it wait
-            self.diverged(f"the loss is {loss.item()}")
+        if logged or loss.device.type == "cpu":  # on a GPU seldom: asking makes it wait
+            broken = [f"{name} is {value.item()}" for name, value in {"loss": loss, **parts}.items() if not value.isfinite()]
+            if broken:
+                self.diverged(", ".join(broken))
         self.loss = loss.detach()
         if self.step == 0:
             print(f"{self.name}: first loss {self.loss.item():.3f}", flush=True)
@@ -122,7 +126,7 @@ class Training:
         self.next_due = time.monotonic() + max(SAVE_EVERY, took / HELD_OUT_SHARE)
         log.append(self.run.log_path, self.name, self.step, self.seconds, None, figures)
         line = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
-        self.print_line(f"{self.name}: step {self.step}  held out: {line}", end="\n")
+        self.print_line(f"{self.name}: {self.step} steps  held out: {line}", end="\n")
 
     def show(self) -> None:
         """Rewrite the progress line on a terminal; elsewhere print it every half minute, and at the end."""
@@ -132,7 +136,7 @@ class Training:
         self.shown = now
         speed = (self.step - self.first_step) / max(self.seconds - self.first_seconds, 1e-9)
         left = f"{self.seconds:.0f} s in all" if over else f"{self.seconds * (1 - self.done) / max(self.done, 1e-9):.0f} s left"
-        line = f"{self.name}: step {self.step}  loss {self.loss.item():.4f}  {speed:.1f} steps/s  {left}"
+        line = f"{self.name}: {self.step} steps  loss {self.loss.item():.4f}  {speed:.1f} steps/s  {left}"
         self.print_line(line, end="" if live and not over else "\n")
 
     def print_line(self, line: str, end: str) -> None:
@@ -173,6 +177,6 @@ class Training:
         """Raise InputError that says what is not finite, what is kept, and what to lower."""
         path = self.run.path(self.name)
         kept = f"{path} holds step {self.saved_step}" if self.saved_step is not None else "nothing was saved"
-        or_else = ", or try --precision fp32" if self.notes["precision"] == "bf16" else ""
-        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. "
-                         f"Lower --learning-rate (now {self.recipe.learning_rate:g}){or_else}")
+        or_else = ", try --precision fp32" if self.notes["precision"] == "bf16" else ""
+        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. Lower --learning-rate (now "
+                         f"{self.recipe.learning_rate:g}){or_else}, or look for a term that can be infinite or not a number")

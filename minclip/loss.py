@@ -25,7 +25,7 @@ Small data sets repeat their captions, and counting a repeated one as wrong woul
     softmax    the entropy of the targets: ln 16 when each of eight captions occurs 16 times in a batch of 128
     sigmoid    0; with 16 right captions for each image the first loss is 160
 
-A new loss is a function of (logits, same) and a line in LOSSES.
+A new loss is a function of (logits, same) and a line in LOSSES; functools.partial binds a hyperparameter of its own there.
 """
 
 import math

@@ -56,7 +56,7 @@ class CLIPConfig:
     embed_dim: int = option(128, "width of the embedding space that images and captions share")
     activation: str = option("gelu", f"activation of the MLPs, {' or '.join(ACTIVATIONS)}: OpenAI's weights need quick_gelu, "
                                      "torch computes gelu faster")
-    loss: str = option("softmax", f"contrastive loss, {' or '.join(LOSSES)}: softmax as in CLIP, sigmoid as in SigLIP")
+    loss: str = option("softmax", f"contrastive loss, see loss.py: {', '.join(LOSSES)}")
 
     def __post_init__(self):
         for setting in fields(self):

@@ -21,7 +21,8 @@ To add a quantiser, write a class that is built from the VQGANConfig and has
 
     forward(z (b z g g)) -> Quantised        lookup(codes (b g g)) -> z_q (b z g g)        clamp(z) -> z
 
-and add one line to QUANTISERS, the table at the end: config, help and tests read it. A hyperparameter of its own
+for any codebook_dim z, with codes below codebook_size v or an InputError from VQGANConfig where it cannot. Add one
+line to QUANTISERS, the table at the end: config, help and tests read it. A hyperparameter of its own
 is a new field of VQGANConfig. Buffers must be persistent: `load` gives values only to what the file holds.
 
 Departures: codes are narrow and, optionally, l2-normalised [ViT-VQGAN sec. 3.2]; unused ones are restarted, which

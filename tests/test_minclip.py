@@ -517,7 +517,7 @@ def test_equal_captions_are_pushed_apart_only_when_counted_as_wrong(objective):
         text = concepts.clone()
         text[1, 2] = 1e-3  # without this the push is there, but falls along the vectors themselves
         LOSSES[objective].loss(logits_of(with_objective(objective), image, text, math.log(100)), right).backward()
-        assert (image.grad[0, 2].abs().item() > 1e-3) == pushed
+        assert (image.grad[0, 2].item() > 1e-3) == pushed  # a step down the gradient moves the image away
 
 
 def test_without_same_only_the_diagonal_is_right(objective):
@@ -578,7 +578,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch_under_autocast(obj
     with torch.autocast("cpu", torch.bfloat16):
         loss = minclip.accumulated_backward(model, images, ids, chunks, same)
     assert furthest_of_any(expected, gradients(model)) < 0.05
-    assert loss.item() == pytest.approx(whole.item(), rel=0.01)
+    assert loss.item() == pytest.approx(whole.item(), rel=0.01, abs=0.01)
 
 
 def test_accumulated_gradients_reach_every_weight_under_autocast(objective, images, ids):

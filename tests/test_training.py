@@ -118,7 +118,7 @@ def test_on_the_shapes_world_the_held_out_figures_are_zero_shot_and_the_overlap_
     for model, options in TINY.items():
         trains(model, "--run", tmp_path, "--steps", 1, "--scenes", 64, *options.split())
     parts = {row["model"]: row["parts"] for row in log_rows(tmp_path) if not row["loss"]}
-    assert "zero_shot=" in parts["clip"] and "overlap=" in parts["dalle"]
+    assert "zero_shot_of_16=" in parts["clip"] and "overlap=" in parts["dalle"]
 
 
 def test_held_out_figures_are_taken_every_so_often_and_change_no_weight(folder, tmp_path, monkeypatch):
@@ -192,9 +192,21 @@ def test_common_flags_may_stand_before_the_models_name_or_after_it():
     assert before == after and before[0] == "clip" and before[1] == {"run": "x"} and before[2]["clip"] == {"vision_width": 32}
 
 
+@pytest.mark.parametrize("words, meant", [
+    (["--beta", "3"], "--vqgan.beta"), (["--no-rotary"], "--no-dalle.rotary"), (["clip", "--vqgan.vision-width", "3"], "--vision-width"),
+])
+def test_a_flag_that_is_not_there_is_refused_with_the_one_that_was_meant(words, meant):
+    assert meant in refused("train", *words)
+
+
 def test_a_flag_with_a_models_name_is_refused_where_that_model_alone_is_trained():
-    assert "leave out the model's name" in refused("train", "--clip.patch-size", 4, "vqgan")
-    assert "--clip.patch-size" in refused("train", "vqgan", "--clip.patch-size", 4)
+    for words in (["--clip.patch-size", 4, "vqgan"], ["vqgan", "--clip.patch-size", 4], ["--resume", "clip", "--vqgan.beta", 3]):
+        assert "leave out the model's name" in refused("train", *words)
+
+
+def test_a_run_may_be_called_like_a_model():
+    assert train.parse(["--run", "clip", "--clip.patch-size", "4"])[0] is None
+    assert train.parse(["--run", "clip", "vqgan", "--beta", "1"])[2]["vqgan"] == {"beta": 1.0}
 
 
 @pytest.mark.parametrize("words, name", [

@@ -14,6 +14,7 @@ from PIL import Image
 
 import data
 import train
+from common import log
 from common.training import Training
 from conftest import ROOT, TINY, TINY_JOB, refused, samples, trains
 
@@ -169,6 +170,30 @@ def test_a_setting_that_contradicts_the_checkpoint_is_refused_by_name(trained, f
     before = (trained / "clip.pt").read_bytes()
     assert refusal in refused("train", "--run", trained, "--resume", *(flags if "clip" in flags else ["clip", *flags]))
     assert (trained / "clip.pt").read_bytes() == before
+
+
+def test_a_resumed_run_keeps_the_held_out_figures_of_its_first_end(folder, tmp_path):
+    for steps in (2, 4):
+        trains("clip", "--data", folder, "--run", tmp_path, "--resume", "--steps", steps, *TINY["clip"].split())
+    assert [row["step"] for row in log.read(tmp_path / "log.csv") if not row["loss"]] == ["2", "4"]
+
+
+def test_a_checkpoint_of_another_model_under_the_name_of_this_one_is_refused(trained, tmp_path):
+    (tmp_path / "clip.pt").write_bytes((trained / "vqgan.pt").read_bytes())
+    assert "no checkpoint of clip" in refused("train", "--run", tmp_path, "--resume")
+
+
+def test_a_finished_training_says_so(trained, capsys):
+    train.main(["clip", "--run", str(trained), "--resume"])
+    assert "finished after 4 steps" in capsys.readouterr().out
+
+
+def test_minutes_typed_on_resuming_take_the_place_of_the_steps_of_before(folder, tmp_path, monkeypatch):
+    trains("clip", "--data", folder, "--run", tmp_path, "--steps", 2, *TINY["clip"].split())
+    ends = []
+    monkeypatch.setattr(Training, "steps", lambda self: ends.append((self.budget.minutes, self.budget.steps)) or iter(()))
+    train.main(["--run", str(tmp_path), "--resume", "--minutes", "5"])
+    assert ends == [(5, None)]
 
 
 def test_more_steps_or_minutes_are_taken_and_said(folder, tmp_path, capsys):

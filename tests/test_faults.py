@@ -138,6 +138,14 @@ def test_training_stops_at_what_is_not_finite_and_keeps_the_last_good_checkpoint
     assert state["step"] == 2 and all(w.isfinite().all() for w in state["weights"].values() if w.is_floating_point())
 
 
+def test_weights_that_the_last_step_ruined_are_not_saved_although_every_loss_was_finite(folder, tmp_path, monkeypatch):
+    words = ["clip", "--data", folder, "--run", tmp_path, *CLIP]
+    trains(*words, "--steps", 2)
+    poisoned(monkeypatch, 8, "weight")
+    assert "not finite" in refused("train", *words, "--resume", "--steps", 9, "--device", "cpu")
+    assert torch.load(tmp_path / "clip.pt", weights_only=True)["step"] == 2
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_whole_no_half_file_and_says_so(folder, tmp_path, monkeypatch):
     trains("clip", "--data", folder, "--run", tmp_path, "--steps", 2, *CLIP)
     before = (tmp_path / "clip.pt").read_bytes()
@@ -190,10 +198,12 @@ def test_a_closed_pipe_stops_training_saves_and_fails(folder, tmp_path):
             "one_line_errors(lambda: train.main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", often, *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
-    process.stdout.readline()
-    process.stdout.close()  # as `| head -1` does
+    while ": first loss" not in process.stdout.readline():
+        pass
+    process.stdout.close()  # as `| head` does
     error = process.stderr.read()
     assert process.wait(timeout=60) == 1 and "closed" in error and "Traceback" not in error
+    assert "--resume" in error and torch.load(tmp_path / "vqgan.pt", weights_only=True)["step"] > 0
 
 
 def test_a_command_whose_output_is_closed_fails_without_a_traceback(trained, folder, tmp_path):
@@ -207,7 +217,7 @@ def test_a_command_whose_output_is_closed_fails_without_a_traceback(trained, fol
 def test_two_processes_do_not_train_in_one_folder(folder, tmp_path):
     words = ["vqgan", "--data", folder, "--run", tmp_path, "--steps", 100000, "--device", "cpu", *TINY["vqgan"].split()]
     first = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *map(str, words)], text=True, stdout=subprocess.PIPE)
-    while "first loss" not in first.stdout.readline():
+    while ": first loss" not in first.stdout.readline():
         pass
     line = refused("train", "clip", "--data", folder, "--run", tmp_path, "--steps", 1, *CLIP)
     assert str(tmp_path) in line and "another process" in line

@@ -29,8 +29,6 @@ def file_errors() -> Iterator[None]:
     """Make an InputError of any OSError of this block: a full disk, a missing folder, a file that may not be read."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)) from error
 

@@ -83,6 +83,21 @@ def test_a_users_index_that_looks_like_ours_does_not_give_his_pictures_away(trai
     assert "0000.png" in refused("sample", "reconstruct", folder / "0.png", "--out", tmp_path, "--run", trained)
 
 
+def test_a_picture_that_was_classified_is_still_the_users(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("0000.png")
+    samples(trained, "classify", "0000.png", "--labels", "a", "b", "--out", ".")  # our index now names it
+    assert "0000.png" in refused("sample", "reconstruct", "0000.png", "--out", ".", "--run", trained)
+
+
+def test_a_picture_that_cannot_be_read_is_named_skipped_and_counted(trained, folder, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for words in (["reconstruct"], ["classify", "--labels", "a", "b"]):
+        samples(trained, words[0], tmp_path / "broken.png", folder / "0.png", tmp_path / "missing.png", *words[1:], "--out", tmp_path / "out")
+        errors = capsys.readouterr().err
+        assert "broken.png" in errors and "missing.png" in errors and "skipped 2 of 3" in errors
+
+
 def test_a_shorter_run_replaces_a_longer_one_whole_and_leaves_others_files_alone(trained, folder, tmp_path):
     samples(trained, "dalle", "picture", "-n", 3, "--out", tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
@@ -206,8 +221,9 @@ def test_a_closed_pipe_stops_training_saves_and_fails(folder, tmp_path):
     assert "--resume" in error and torch.load(tmp_path / "vqgan.pt", weights_only=True)["step"] > 0
 
 
-def test_a_command_whose_output_is_closed_fails_without_a_traceback(trained, folder, tmp_path):
-    words = ["classify", *(folder / f"{i}.png" for i in range(20)), "--labels", *(f"label {i}" for i in range(400)), "--run", trained]
+@pytest.mark.parametrize("labels", [2, 4000])  # too few to fill the buffer, so that only the last flush meets the closed pipe
+def test_a_command_whose_output_is_closed_fails_without_a_traceback(trained, folder, tmp_path, labels):
+    words = ["classify", folder / "0.png", "--labels", *(f"label {i % 50}" for i in range(labels)), "--run", trained]
     process = subprocess.Popen([sys.executable, str(ROOT / "sample.py"), *map(str, words), "--out", str(tmp_path)], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

@@ -204,6 +204,12 @@ def test_a_flag_with_a_models_name_is_refused_where_that_model_alone_is_trained(
         assert "leave out the model's name" in refused("train", *words)
 
 
+def test_what_other_models_decide_is_no_flag_and_abbreviations_are_none():
+    for words in (["dalle", "--text-vocab", 9], ["--clip.image-size", 64], ["clip", "--share", 1], ["clip", "--vision-wid", 9]):
+        assert words[-2] in refused("train", *words)
+    assert "--temp" in refused("sample", "dalle", "a", "--temp", 1)
+
+
 def test_a_run_may_be_called_like_a_model():
     assert train.parse(["--run", "clip", "--clip.patch-size", "4"])[0] is None
     assert train.parse(["--run", "clip", "vqgan", "--beta", "1"])[2]["vqgan"] == {"beta": 1.0}

@@ -82,6 +82,7 @@ def agreement(images: Tensor, captions: list[str]) -> float:
     return sum(map(data.matches, data.to_pictures(images), captions)) / len(captions)
 
 
+@torch.no_grad()
 def match(models: Models, captions: list[str], how: Drawing, best_of: int, seed: int) -> tuple[float, float]:
     """Draw each caption `best_of` times -> the agreement of the first pictures, and of those that CLIP likes best."""
     first, best = [], []

@@ -20,7 +20,8 @@ def load_images(run: Run, image_size: int, count: int | None, split: str = "trai
         count = 1024 if run.job.overfit else None  # overfitting looks at one batch only
     if (image_size, count, split) in run.opened:
         return run.opened[image_size, count, split]
-    images = data.load(run.job.data, image_size, split, count, run.job.seed, progress=Progress("reading pictures"))
+    seed = run.job.seed + (split != "train")  # the held-out scenes are those that `sample.py score` judges
+    images = data.load(run.job.data, image_size, split, count, seed, progress=Progress("reading pictures"))
     run.opened[image_size, count, split] = images
     for reason in images.skipped:
         print(f"skipped: {reason}", file=sys.stderr)

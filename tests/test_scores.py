@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import data
-from common import held_out, scores
+from common import captions, held_out, scores
 from common.drawing import Drawing
+from common.jobs import Job
+from common.runs import Run
 from minclip import CLIP, CLIPConfig
 from mindalle import DALLEConfig
 
@@ -85,6 +87,12 @@ def test_match_takes_the_first_picture_and_the_one_that_clip_likes_best(monkeypa
     likes_darkness = SimpleNamespace(has=lambda name: True, similarity=lambda caption: lambda images: -images.abs().mean(dim=(1, 2, 3)))
     assert scores.match(models, captions, Drawing(), 3, 0) == (0, 1)
     assert scores.match(likes_darkness, captions, Drawing(), 3, 0) == (0, 0)
+
+
+def test_the_pictures_held_out_from_a_training_are_those_that_score_judges():
+    for seed in (0, 3):
+        held = captions.held_out_images(Run(Job(seed=seed)), 32, 4)
+        assert held.captions == data.load("shapes", 32, "unseen", 4, seed=seed + 1).captions
 
 
 def test_a_report_is_written_at_every_figure_and_leaves_a_foreign_file_alone(tmp_path):

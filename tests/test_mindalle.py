@@ -495,7 +495,7 @@ def test_the_first_rows_cannot_be_kept_where_another_order_draws_them_later(orde
 
 @each_order
 def test_steps_grow_by_one_code_and_end_in_what_generate_returns(order):
-    model, (text, codes, _) = small_model(order=order), small_batch()
+    model, (text, _, _) = small_model(order=order), small_batch()
     steps = list(generate_steps(model, text, generator=rng()))
     assert [step.shape for step in steps] == [(3, i + 1) for i in range(N)]
     assert all(step.equal(steps[-1][:, : i + 1]) for i, step in enumerate(steps))

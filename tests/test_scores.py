@@ -136,10 +136,10 @@ def test_dalles_lowest_loss_is_never_beaten_by_a_model_that_knows_the_data_by_he
     """The loss of the best model, counted out: the mean of -log of the true chances, over pictures, captions and dropping."""
     data_set, dropout = Captioned([["a"], ["a", "b"], ["b"], ["c"], ["c"]]), 0.3
     seen = {}  # (text, picture) -> chance
-    for i, captions in enumerate(data_set):
-        for caption in captions:
+    for i, texts_of_i in enumerate(data_set):
+        for caption in texts_of_i:
             for text, p in ((caption, 1 - dropout), ("", dropout)):
-                seen[text, i] = seen.get((text, i), 0) + p / len(captions) / len(data_set)
+                seen[text, i] = seen.get((text, i), 0) + p / len(texts_of_i) / len(data_set)
     texts = {text: sum(p for (t, _), p in seen.items() if t == text) for text, _ in seen}
     text_nats = -sum(p * math.log(texts[text]) for (text, _), p in seen.items())
     image_nats = -sum(p * math.log(p / texts[text]) for (text, _), p in seen.items())

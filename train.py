@@ -149,7 +149,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
             raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or pictures of "
                              f"{discriminator.min_side} pixels or more")
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
-    print(f"vqgan: expect a first loss of about {held_out.reconstruction_start(images):.3f}, that of noise; perfect pictures have 0")
+    print(f"vqgan: expect a first loss of about {held_out.reconstruction_start(images):.3f}, that of noise; perfect: 0")
 
     some = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
     precision = choose_precision(run, "vqgan", model, lambda: model(some)[0].float().square().mean())

@@ -1,4 +1,4 @@
-"""A training's captioned pictures, the tokenizer learned from their captions, and whether captions fit into the models."""
+"""The training's captioned pictures, the tokenizer learned from their captions, and whether the captions are short enough."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from .errors import InputError
 from .pictures import Progress
 from .runs import Run
 
-LONGEST = 77  # tokens of a caption at the most, as in the published CLIP
+LONGEST = 77  # most tokens in a caption, as in the published CLIP
 
 
 def load_images(run: Run, image_size: int, count: int | None, split: str = "train") -> data.Dataset:

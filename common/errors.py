@@ -1,8 +1,8 @@
-"""Turn what the user can mend into one line on standard error; let everything else keep its traceback.
+"""Turn errors in the user's input into one line on standard error; let every other exception keep its traceback.
 
-A wrong flag, a broken file or a caption that is too long is the user's to mend: the package that notices raises its InputError,
-and the script ends with that line and exit code 2. Any other exception is a bug, ours or one in the code that a reader is
-changing, and whoever is changing it needs to see where.
+A wrong flag, a broken file or a caption that is too long is for the user to correct: the package that notices it raises its
+InputError, and the script ends with that line and exit code 2. Any other exception is a bug, perhaps in code that a reader is
+changing, and whoever changes it needs to see where.
 """
 
 import os
@@ -52,6 +52,6 @@ def one_line_errors(main: Callable[[], None]) -> None:
 
 
 def ignore_output() -> None:
-    """Send what is still printed nowhere: Python would raise once more when it flushes a closed pipe at exit."""
+    """Discard all further output: Python would raise again when it flushes a closed pipe at exit."""
     if sys.stdout is sys.__stdout__:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

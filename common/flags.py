@@ -72,7 +72,8 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "", wit
             more["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         else:
             letter = {int: "N", float: "X"}.get(kind, "NAME")
-            more = {"type": kind, **({"nargs": "*"} if many else {}), **({} if "choices" in more else {"metavar": letter}), **more}
+            usual = {"type": kind} | ({"nargs": "*"} if many else {}) | ({} if "choices" in more else {"metavar": letter})
+            more = usual | more
         flag = f"-{field.name}" if len(field.name) == 1 else f"--{prefix}{field.name.replace('_', '-')}"
         group.add_argument(flag, dest=prefix + field.name, help=text, **more)
 

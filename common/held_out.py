@@ -1,4 +1,4 @@
-"""What a training can be held against: figures of held-out pictures now and then, and the first and lowest loss to expect."""
+"""Is a training going well? Figures of held-out pictures, and the first and the lowest loss to expect."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The command line of train.py, and what becomes of it when a run is resumed.
+"""The command line of train.py: what a training is asked for, and what a resumed run takes from its checkpoints.
 
     typed flags ---+
                    +--> Job: data, seed, minutes ... --> settle: a model's config and recipe
@@ -114,7 +114,7 @@ def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
 
 
 def resumed(job: Job, saved: Job, typed: Fields) -> Job:
-    """Continue a saved job. What was typed and differs is refused, but for where the training ends: that is taken, and said."""
+    """Continue a saved job. A typed setting that differs is refused; only a new end of the training is taken, and printed."""
     for name in ("data", "seed", "overfit", "truncate"):
         if name in typed:
             refuse_another(job.folder, name, getattr(saved, name), typed[name])
@@ -168,8 +168,9 @@ def refuse_to_change_codes(run: Run, recipe: Any) -> None:
     """Raise InputError if VQGAN would train on although a DALL·E has learned its codes."""
     state, budget = run.state("vqgan"), Budget.of(run.job, "vqgan", recipe)
     if run.path("dalle").exists() and (not state or budget.done(state["step"], state["seconds"]) < 1):
+        alone = command("train.py", "dalle", "--run", run.folder, "--resume")
         raise InputError(f"{run.path('dalle')} was trained on the codes of {run.path('vqgan')}, which would change: name "
-                         f"another --run, or train DALL·E alone: {command('train.py', 'dalle', '--run', run.folder, '--resume')}")
+                         f"another --run, or train DALL·E alone: {alone}")
 
 
 def refuse_another(where: Path, name: str, was: Any, typed: Any) -> None:

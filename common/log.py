@@ -32,7 +32,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def trim(path: Path, model: str, step: int) -> None:
-    """Drop a model's lines about more than its first `step` steps: a run that was killed left them, and they come again."""
+    """Drop a model's lines beyond its first `step` steps: a killed run left them, and the resumed one writes them again."""
     if path.exists():
         # the loss at step 10 is that of the eleventh; held-out figures at step 10 come after ten
         kept = [row.values() for row in read(path) if row["model"] != model or int(row["step"]) + bool(row["loss"]) <= step]

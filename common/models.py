@@ -46,7 +46,7 @@ def encode_all(vqgan: minvqgan.VQGAN, images: data.Dataset, device: str) -> Tens
 
 
 class Models:
-    """Load models from a run's folder, or from the files given in their place.
+    """Load models from a run's folder, or from files named instead of its own.
 
     These may be published weights. A published CLIP brings its own tokenizer, minDALL-E's folder its tokenizer and its VQGAN.
     """

@@ -1,4 +1,4 @@
-"""Muon, the optimiser of all three models: orthogonal steps for the matrices inside a network, AdamW's for the rest."""
+"""Muon, the optimiser of all three models: orthogonalised steps for hidden matrices, AdamW's for everything else."""
 
 import torch
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ from .errors import USER_ERRORS, InputError, file_errors
 
 
 class Progress:
-    """Show how far long work is: on a terminal in a line that is rewritten, elsewhere every half minute."""
+    """Show the progress of long work: on a terminal in a line that is rewritten, elsewhere every half minute."""
 
     def __init__(self, what: str):
         self.what, self.shown = what, time.monotonic()
@@ -120,8 +120,8 @@ def draw_losses(rows: list[dict[str, str]], path: Path) -> None:
 class Output:
     """The folder that a command writes: numbered pictures, a sheet, and index.jsonl with a line about each picture.
 
-    Files that an index.jsonl of ours lists are ours, and a later command replaces them. Any other file in the way is refused
-    before the work begins, and none is deleted. count: the most numbered pictures that will be written.
+    A later command replaces the files that an index.jsonl of ours lists. If any other file is in the way, it is named and the
+    command refused before its work begins. No other file is ever deleted. count: the most numbered pictures to be written.
     """
 
     NUMBERED = ("reconstruct", "dalle", "guide", "originals")  # the commands whose index lists pictures in the folder itself
@@ -136,7 +136,7 @@ class Output:
                                  "name another --out")
 
     def written(self) -> set[str]:
-        """Read which files of the folder are ours off its index; none if it has none, or somebody else's."""
+        """Return the names of the files here that we wrote, read from the index; none if it is missing or not ours."""
         try:
             entries = [json.loads(line) for line in (self.folder / "index.jsonl").read_text(encoding="utf-8").splitlines()]
             commands = {entry["made_by"] for entry in entries}

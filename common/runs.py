@@ -79,7 +79,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder, and refuse one whose files are somebody else's."""
+        """Lock the folder against other trainings, and refuse it if it has files that we would overwrite but did not write."""
         with file_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             file = open(self.folder / ".lock", "a+")

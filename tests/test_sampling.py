@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mindalle
 import sample
 import seeded
 import test_minclip
@@ -49,6 +50,10 @@ def test_drawing_gives_the_codes_of_the_pictures_as_well(trained):
     models = Models(trained, "cpu")
     images, codes = generate_images(models, ["picture number 1"], Drawing(), 0)
     assert torch.equal(images, models.get("vqgan").decode(codes).clamp(-1, 1).detach())
+    dalle, tokenizer = models.dalle()
+    *text, empty = tokenizer.encode(["picture number 1", ""], dalle.config.text_length)
+    options = dict(empty=empty, generator=torch.Generator().manual_seed(0), guidance=1.5, top_k=2)
+    assert torch.equal(codes, mindalle.generate(dalle, torch.stack(text), **options))
 
 
 def test_dalle_reranks_and_primes(trained, folder, tmp_path):

@@ -81,6 +81,24 @@ def test_clip_turns_to_look_alikes_after_its_share_of_the_training_and_muon_move
     assert len(stem) == 2  # all three convolutions but the first, which reads pixels
 
 
+def test_every_step_of_clip_clamps_the_temperature(folder, tmp_path, monkeypatch):
+    clamp, calls = train.CLIP.clamp_temperature, []
+    monkeypatch.setattr(train.CLIP, "clamp_temperature", lambda self: calls.append(clamp(self)))
+    trains("clip", "--data", folder, "--run", tmp_path, "--steps", 3, *TINY["clip"].split())
+    assert len(calls) == 3
+
+
+def test_every_step_of_dalle_drops_captions_and_trains_on_those_that_are_left(folder, trained, tmp_path, monkeypatch):
+    for name in ("tokenizer.json", "vqgan.pt"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    drop, loss, texts, seen = train.drop_captions, train.dalle_loss, [], []
+    monkeypatch.setattr(train, "drop_captions", lambda text, empty, share: texts.append(drop(text, empty, share)) or texts[-1])
+    monkeypatch.setattr(train, "dalle_loss", lambda *args: seen.append(args[2]) or loss(*args))
+    trains("dalle", "--data", folder, "--run", tmp_path, "--steps", 3, "--caption-dropout", 1, *TINY["dalle"].split())
+    assert len(texts) == 3 and all(torch.equal(text, used) for text, used in zip(texts, seen))
+    assert all(len(text.unique(dim=0)) == 1 for text in texts)  # the empty caption
+
+
 def test_the_discriminator_takes_part_after_its_share_of_the_training(folder, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "discriminator_loss", lambda *args: seen.append(args) or args[0](args[1]).mean())

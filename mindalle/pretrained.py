@@ -108,20 +108,20 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> DALLE:
     path = locate(Path(path))
     checkpoint = read(path)
     for layout, reader in LAYOUTS.items():
-        with refusing(path, layout):
+        with as_input_error(path, layout):
             found = reader(checkpoint, path)
         if found is not None:
             config, weights = found
             with torch.device("meta"):  # shapes only: no time, no memory
                 model = DALLE(config)
-            with refusing(path, layout):
+            with as_input_error(path, layout):
                 fit(model, weights)
             return model.to(device).eval()
     raise InputError(f"{path} is {describe(checkpoint)}: mindalle reads {', '.join(LAYOUTS)}")
 
 
 @contextmanager
-def refusing(path: Path, layout: str) -> Iterator[None]:
+def as_input_error(path: Path, layout: str) -> Iterator[None]:
     """Turn an error caused by the content of a file of this layout into an InputError of one line."""
     try:
         yield

@@ -116,21 +116,21 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
     path = locate(path)
     checkpoint = read(path)
     for layout, reader in LAYOUTS.items():
-        with misfits_refused(path, layout):
+        with as_input_error(path, layout):
             found = reader(checkpoint, path)
         if found is None:
             continue
         config, weights = found
         with torch.device("meta"):  # shapes only: no time, no memory
             model = VQGAN(config)
-        with misfits_refused(path, layout):
+        with as_input_error(path, layout):
             fit(model, weights)
         return model.to(device).eval()
     raise InputError(f"{path} is {describe(checkpoint)}; supported: {', '.join(LAYOUTS)}")
 
 
 @contextmanager
-def misfits_refused(path: Path, layout: str) -> Iterator[None]:
+def as_input_error(path: Path, layout: str) -> Iterator[None]:
     """Turn an error that the content of a file caused into an InputError."""
     try:
         yield

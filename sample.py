@@ -16,24 +16,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import data
 import mindalle
 import minclip
 import minvqgan
 from common import scores
-from common.drawing import MINDALLE_DRAWING, Drawing, drawing, first_rows, generate_images
+from common.drawing import MINDALLE_DRAWING, Drawing, drawing, drawn_per_caption, first_rows, generate_images, keep_best
 from common.errors import InputError, one_line_errors
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
-from common.models import Models
-from common.pictures import Output, read_images, reconstruction_sheet, to_pil
+from common.models import PACKAGES, Models
+from common.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
 from common.runs import pick_device
+from common.unclip import EDIT_STRENGTH, Diffusing, bind, draw_embeddings, draw_steps, open_images, write_strip
 
 
-def output(args: argparse.Namespace, count: int = 0) -> Output:
-    """Open the command's folder; count: how many numbered pictures will be written at the most."""
-    return Output(args.out or Path(args.run) / "samples" / args.command, args.command, count)
+def output(args: argparse.Namespace, count: int = 0, kind: str | None = None) -> Output:
+    """Open the command's folder; count: how many numbered pictures will be written at the most; kind: if not the command's."""
+    return Output(args.out or Path(args.run) / "samples" / args.command, kind or args.command, count)
 
 
 # ---- The commands: (options, models) -> pictures and an index in the command's folder ---------------------------------
@@ -59,13 +61,17 @@ def search(args: argparse.Namespace, models: Models) -> None:
     """Rank the images of a folder by how close they are to a text or a picture."""
     if len(args.query) != (2 if args.image is None else 1):
         raise InputError('search takes "QUERY" DIR, or DIR --image FILE')
-    out, folder = output(args), Path(args.query[-1])
-    paths = [folder / name for name in data.image_files(folder)]
     if args.image is None:
         query = models.embed_text(args.query[:1])[0]                                             # (e)
     else:
         query = models.embed_images(models.read_images([args.image])[1].to(models.device))[0]
-    names, features = models.embed_files(paths)                                                 # (n e)
+    show_closest(args, models, args.query[-1], query)
+
+
+def show_closest(args: argparse.Namespace, models: Models, folder: str, query: torch.Tensor) -> None:
+    """Show the images of a folder whose embeddings are closest to the query (e)."""
+    out = output(args, kind="search")
+    names, features = models.embed_files([Path(folder) / name for name in data.image_files(Path(folder))])  # (n e)
     closest, indices = minclip.search(query, features, args.n)
     entries = [{"file": names[i], "score": score, "rank": rank}
                for rank, (score, i) in enumerate(zip(closest.tolist(), indices.tolist()), start=1)]
@@ -88,25 +94,17 @@ def reconstruct(args: argparse.Namespace, models: Models) -> None:
     out.write(to_pil(redrawn), entries, sheet=sheet)
 
 
-@torch.no_grad()
 def dalle(args: argparse.Namespace, models: Models) -> None:
     """Draw images for captions; "" draws without one."""
-    count = args.rerank or args.n                                                               # drawn per caption, n kept
-    if count < args.n:
-        raise InputError(f"--rerank {count} draws fewer pictures than -n {args.n} wants: raise one or lower the other")
+    count = drawn_per_caption(args.n, args.rerank)
     out, how = output(args, len(args.captions) * args.n), drawing(models, **typed_fields(args, Drawing))
     prime = first_rows(models, args.prime, args.prime_rows, count)                               # (count r g), or None
     pictures, entries = [], []
     for number, caption in enumerate(args.captions):
         images, _ = generate_images(models, [caption] * count, how, args.seed + number, prime)   # (count 3 h w)
-        ranked = [(i, {"caption": caption}) for i in range(args.n)]
-        if args.rerank:
-            score = models.similarity(caption)
-            values = score(images).tolist()
-            best = mindalle.rerank(images, score).tolist()[: args.n]
-            ranked = [(i, {"caption": caption, "score": values[i], "rank": rank}) for rank, i in enumerate(best)]
-        pictures += to_pil(images[[i for i, _ in ranked]])
-        entries += [entry for _, entry in ranked]
+        best, about = keep_best(models, caption, images, args.n, args.rerank)
+        pictures += to_pil(images[best])
+        entries += about
     out.write(pictures, entries, columns=args.n if args.n > 1 else 8)
 
 
@@ -126,6 +124,62 @@ def guide(args: argparse.Namespace, models: Models) -> None:
     guide_and_write(models, out, args.prompt or "", prompts, torch.cat(targets), how, args.seed, init)
 
 
+def unclip(args: argparse.Namespace, models: Models) -> None:
+    """DALL·E 2: draw images for captions, by way of CLIP embeddings that its prior draws."""
+    if args.rank:
+        return rank_folder(args, models)
+    count = drawn_per_caption(args.n, args.rerank)
+    out, how = output(args, len(args.captions) * args.n), Diffusing(**typed_fields(args, Diffusing))
+    pictures, entries, frames = [], [], []
+    for number, caption in enumerate(args.captions):
+        z = draw_embeddings(models, [caption] * count, args.seed + number, args.prior_guidance)  # (count e)
+        steps = list(draw_steps(models, z, how, args.seed + number))                             # each (count 3 h w)
+        best, about = keep_best(models, caption, steps[-1], args.n, args.rerank)
+        pictures += to_pil(steps[-1][best])
+        entries += about
+        frames = frames or [contact_sheet(to_pil(images[best][:8]), [], 8) for images in steps]
+    out.write(pictures, entries, columns=args.n if args.n > 1 else 8)
+    out.write_gif("unclip.gif", frames)
+
+
+def rank_folder(args: argparse.Namespace, models: Models) -> None:
+    """Rank the images of a folder by how close they are to the embedding that the prior draws for one caption."""
+    if len(args.captions) > 1:
+        raise InputError(f"--rank takes one caption, not {len(args.captions)}")
+    show_closest(args, models, args.rank, draw_embeddings(models, args.captions, args.seed, args.prior_guidance)[0])
+
+
+@torch.no_grad()
+def vary(args: argparse.Namespace, models: Models) -> None:
+    """DALL·E 2: draw images that CLIP takes for the same as this one."""
+    out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
+    names, images, z = open_images(models, [args.image])                                         # (1 3 h w), (1 e)
+    generator = torch.Generator(models.device).manual_seed(args.seed)
+    drawn = mindalle.unclip.variations(bind(models, how), images, z, args.n, how.times, args.eta, generator).clamp(-1, 1)
+    cosines = F.cosine_similarity(models.embed_images(drawn), z, dim=-1).tolist()
+    write_strip(out, names, images, drawn, [{"original": names[0], "score": cosine} for cosine in cosines])
+
+
+def interpolate(args: argparse.Namespace, models: Models) -> None:
+    """DALL·E 2: draw the way from one image to another."""
+    out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
+    names, images, z = open_images(models, [args.a, args.b])                                   # (2 3 h w), (2 e)
+    drawn = mindalle.unclip.interpolate(bind(models, how), images, z, args.n, how.times).clamp(-1, 1)
+    entries = [{"original": names[0], "other": names[1], "share": i / (args.n - 1)} for i in range(args.n)]
+    write_strip(out, names, images, drawn, entries)
+
+
+def edit(args: argparse.Namespace, models: Models) -> None:
+    """DALL·E 2: change an image by the difference of two captions, more and more up to --strength."""
+    out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
+    names, images, z = open_images(models, [args.image])                                         # (1 3 h w), (1 e)
+    strengths = torch.linspace(0, args.strength, args.n, device=models.device)
+    old, new = F.normalize(models.embed_text([args.old, args.new]), dim=-1)
+    drawn = mindalle.unclip.edit(bind(models, how), images, z, old, new, strengths, how.times).clamp(-1, 1)
+    entries = [{"original": names[0], "from": args.old, "to": args.new, "strength": value} for value in strengths.tolist()]
+    write_strip(out, names, images, drawn, entries)
+
+
 def score(args: argparse.Namespace, models: Models) -> None:
     """Report every figure of a run over the shapes world."""
     how = drawing(models, **typed_fields(args, Drawing)) if models.has("dalle") else Drawing()
@@ -143,6 +197,8 @@ class Shared(Options):
     clip: str | None = option(None, "in place of the run's own: a file or folder, of published weights too", metavar="FILE")
     vqgan: str | None = option(None, "likewise", metavar="FILE")
     dalle: str | None = option(None, "likewise", metavar="FILE")
+    prior: str | None = option(None, "likewise", metavar="FILE")
+    decoder: str | None = option(None, "likewise", metavar="FILE")
     tokenizer: str | None = option(None, "in place of the run's own", metavar="FILE")
     merges: str | None = option(None, "CLIP's tokenizer, where none lies beside the weights of --clip", metavar="FILE")
     preset: str | None = option(None, "heads and activation of a --clip that comes without its config: "
@@ -179,20 +235,49 @@ class GuideOptions(Options):
 
 
 @dataclass(frozen=True)
+class UnclipOptions(Options):
+    n: int = option(1, "images per caption; with --rank: how many to show", least=1)
+    rerank: int | None = option(None, "draw K images per caption and keep the n that CLIP likes best", least=1, metavar="K")
+    prior_guidance: float | None = option(None, "how strongly the prior follows the caption (default: 1, the plain prior; Karlo's 4)")
+    rank: str | None = option(None, "draw nothing: rank the images of this folder by the embedding of the prior", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class VaryOptions(Options):
+    n: int = option(8, "images to draw", least=1)
+    eta: float = option(1.0, "share of the noise that each step makes anew; 0 gives the image back", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class InterpolateOptions(Options):
+    n: int = option(8, "images on the way, both ends included", least=2)
+
+
+@dataclass(frozen=True)
+class EditOptions(Options):
+    n: int = option(8, "images on the way", least=2)
+    strength: float = option(EDIT_STRENGTH, "how far to turn in the end, as a share of the angle to the difference", least=0, most=1)
+
+
+@dataclass(frozen=True)
 class ScoreOptions(Options):
     count: int = option(512, "true pictures per split", least=16)
     draws: int = option(128, "captions drawn per split", least=1)
     rerank: int = option(8, "pictures per caption among which CLIP chooses", least=1, metavar="K")
 
 
-# name -> the command, its positional argument (name, how many, what help calls it), its options
+# name -> the command, its positional arguments (name, how many, what help calls it), its options
 COMMANDS = {
-    "classify": (classify, ("images", "+", "IMAGE"), (ClassifyOptions,)),
-    "search": (search, ("query", "+", "QUERY DIR"), (SearchOptions,)),
-    "reconstruct": (reconstruct, ("images", "+", "IMAGE"), ()),
-    "dalle": (dalle, ("captions", "+", "CAPTION"), (DalleOptions, Drawing)),
-    "guide": (guide, ("prompt", "?", '"text:weight | text:weight"'), (GuideOptions, Guiding)),
-    "score": (score, None, (ScoreOptions, Drawing)),
+    "classify": (classify, [("images", "+", "IMAGE")], (ClassifyOptions,)),
+    "search": (search, [("query", "+", "QUERY DIR")], (SearchOptions,)),
+    "reconstruct": (reconstruct, [("images", "+", "IMAGE")], ()),
+    "dalle": (dalle, [("captions", "+", "CAPTION")], (DalleOptions, Drawing)),
+    "guide": (guide, [("prompt", "?", '"text:weight | text:weight"')], (GuideOptions, Guiding)),
+    "unclip": (unclip, [("captions", "+", "CAPTION")], (UnclipOptions, Diffusing)),
+    "vary": (vary, [("image", None, "IMAGE")], (VaryOptions, Diffusing)),
+    "interpolate": (interpolate, [("a", None, "A"), ("b", None, "B")], (InterpolateOptions, Diffusing)),
+    "edit": (edit, [("image", None, "IMAGE"), ("old", None, "FROM"), ("new", None, "TO")], (EditOptions, Diffusing)),
+    "score": (score, [], (ScoreOptions, Drawing)),
 }
 
 # defaults that depend on the model
@@ -202,10 +287,10 @@ OTHERS = {Drawing: {"with minDALL-E": MINDALLE_DRAWING}, Guiding: {"with a publi
 def parser() -> Parser:
     top = Parser(prog="python sample.py", description=__doc__.split("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
-    for name, (run, positional, options) in COMMANDS.items():
+    for name, (run, positionals, options) in COMMANDS.items():
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        if positional:
-            sub.add_argument(positional[0], nargs=positional[1], metavar=positional[2], default=None)
+        for dest, count, shown in positionals:
+            sub.add_argument(dest, nargs=count, metavar=shown, default=None)
         for cls in (*options, Shared):
             add_fields(sub, cls, others=OTHERS.get(cls))
     return top
@@ -216,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     run, _, options = COMMANDS[args.command]
     for cls in {Shared, *options} - set(OTHERS):
         vars(args).update(asdict(cls(**typed_fields(args, cls))))
-    files = {name: getattr(args, name) for name in ("preset", "merges", "clip", "vqgan", "dalle", "tokenizer")}
+    files = {name: getattr(args, name) for name in ("preset", "merges", "tokenizer", *PACKAGES)}
     torch.manual_seed(args.seed)
     run(args, Models(args.run, pick_device(args.device), **files))
 

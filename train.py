@@ -1,16 +1,19 @@
-"""Train CLIP, VQGAN and DALL·E.
+"""Train CLIP, VQGAN and DALL·E, then DALL·E 2.
 
-    python train.py                                  all three in turn on the shapes world, then scores and pictures
-    python train.py clip|vqgan|dalle [--data DIR]    one of them; `python train.py clip --help` lists its options
+    python train.py                             CLIP, VQGAN and DALL·E in turn on the shapes world, then scores and pictures
+    python train.py unclip                      DALL·E 2 over the run's CLIP: its prior, then its decoder
+    python train.py clip|vqgan|... [--data DIR] one model alone; `python train.py clip --help` lists its options
 
-    captions --> Tokenizer --> ids ----------+-----------------------+
-                                             v                       v
-    images ---+--------------------------> CLIP                   DALL·E --> sample.py
-              +--> VQGAN --> codes, computed once -------------------^
+    captions --> Tokenizer --> ids ---+----------------------------------------------+
+                                      v                                              v
+    images --+--------------------> CLIP --> embeddings, computed once           DALL·E
+             |                                      |     |                          ^
+             +----------------------------------> DECODER |                          |
+             |                                          PRIOR                        |
+             +--> VQGAN --> codes, computed once ------------------------------------+
 """
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,65 +23,20 @@ from common import held_out, jobs, log
 from common.captions import check_lengths, distinct, fitting_length, held_out_images, learn_tokenizer, load_images
 from common.errors import InputError, one_line_errors
 from common.finish import finish
-from common.flags import Options, option
 from common.models import Models, encode_all, fingerprint
 from common.muon import Muon
 from common.pictures import draw_losses
 from common.precision import choose_precision
-from common.runs import Run
+from common.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
+from common.runs import JOBS, Run
 from common.training import Training, random_batch, set_learning_rate, stable_seed
-from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions
+from common.unclip import embed_all, read_captions
+from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions, unclip
+from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig
 from minclip import CLIP, LOSSES, CLIPConfig, accumulated_backward, look_alikes, same_caption
 from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss
 
-# ---- Recipes: how each model is trained. Each field is a flag, as those of the configs are ----------------------------
-
-
-@dataclass(frozen=True)
-class CLIPRecipe(Options):
-    steps: int = option(2200, "optimiser steps", least=1)
-    batch_size: int = option(128, "pairs of image and caption per step, each a negative for all others", least=1)
-    learning_rate: float = option(1e-2, "highest learning rate, after the warm-up", least=0)
-    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
-    outer_rate: float = option(0.1, "learning-rate multiplier for embeddings, norm gains and biases", least=0)
-    weight_decay: float = option(0.2, "weight decay of the matrices", least=0)
-    look_alikes: float = option(0.3, "share of the training after which batches hold look-alikes; 1: never", least=0, most=1)
-    look_alike_group: int = option(4, "captions that are hard to tell apart, in each group of such a batch", least=2)
-    accumulate: int = option(1, "chunks of the batch, one at a time in memory; the gradients stay the same", least=1)
-    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
-
-
-@dataclass(frozen=True)
-class VQGANRecipe(Options):
-    steps: int = option(1800, "optimiser steps", least=1)
-    batch_size: int = option(16, "images per step", least=1)
-    learning_rate: float = option(5e-3, "highest learning rate, after the warm-up", least=0)
-    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
-    outer_rate: float = option(1.0, "learning-rate multiplier for codebook, outer layers, norm gains and biases", least=0)
-    discriminator: bool = option(False, "train against a patch discriminator: sharper pictures, slower steps")
-    discriminator_start: float = option(0.55, "share of the training after which the discriminator takes part", least=0, most=1)
-    discriminator_layers: int = option(2, "halvings in the discriminator; two suit pictures of 32 pixels", least=1)
-    adversarial_weight: float = option(0.8, "strength of the discriminator relative to the reconstruction", least=0)
-    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.3, "share of --minutes when all models are trained", least=0, most=1)
-
-
-@dataclass(frozen=True)
-class DALLERecipe(Options):
-    steps: int = option(2500, "optimiser steps", least=1)
-    batch_size: int = option(48, "captioned images per step", least=1)
-    learning_rate: float = option(4e-3, "highest learning rate, after the warm-up", least=0)
-    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
-    outer_rate: float = option(1.0, "learning-rate multiplier for embeddings, heads, norm gains and biases", least=0)
-    weight_decay: float = option(0.05, "weight decay of the matrices", least=0)
-    text_loss_weight: float = option(1 / 8, "share of the text in the loss; the image has the rest", least=0, most=1)
-    caption_dropout: float = option(0.1, "share of captions left out, for guidance; 1: train without", least=0, most=1)
-    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.55, "share of --minutes when all models are trained", least=0, most=1)
-
-
-# ---- The three loops --------------------------------------------------------------------------------------------------
+# ---- The loops --------------------------------------------------------------------------------------------------
 
 
 def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
@@ -231,6 +189,96 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
             training.log_held_out(**held_out.dalle_figures(model, vqgan, encode, unseen, run.job.seed))
 
 
+def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
+    models = Models(run.folder, run.device)
+    clip, tokenizer = models.get("clip"), models.clip_tokenizer()
+    size, length = clip.config.image_size, clip.config.context_length
+    images, unseen = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
+    check_lengths(run, tokenizer, length, images, unseen)
+    encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
+    read = lambda texts: read_captions(clip, encode(texts).to(run.device))  # noqa: E731  words (b t d), mask (b t), z_t (b e)
+    empty = tuple(part[0] for part in read([""]))
+    embeddings = embed_all(clip, images, run.device)                                         # (images e)
+    config = dataclasses.replace(config, embed_dim=clip.config.embed_dim, token_width=clip.config.text_width, text_length=length)
+
+    torch.manual_seed(stable_seed(run.job.seed, "prior"))
+    model = Prior(config).to(run.device)
+    model.image_whitening.fit(embeddings)
+    model.text_whitening.fit(read([captions[0] for captions in images.captions[:4096]])[-1])
+    embeddings = model.image_whitening(embeddings.to(run.device))
+    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
+    print(f"prior: expect a first loss of about {unclip.expected_loss(embeddings):.3f}, that of the mean embedding")
+
+    some = range(min(len(images), recipe.batch_size))
+    z, condition = embeddings[some], read(images.texts(some, torch.default_generator))
+    precision = choose_precision(run, "prior", model, lambda: model(z, torch.rand(len(z)).to(z), *condition).float().square().mean())
+    notes = {"precision": precision, "tokenizer": tokenizer.fingerprint, "clip": fingerprint(clip)}
+    training = Training(run, "prior", config, recipe, notes, model=model, optimiser=optimiser)
+    for step, done in training.steps():
+        torch.manual_seed(stable_seed(run.job.seed, "prior", step))
+        set_learning_rate(optimiser, done, recipe)
+
+        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
+        z = embeddings[indices]                                                              # (b e)
+        condition = unclip.drop(read(images.texts(indices, torch.default_generator)), empty, recipe.caption_dropout)
+        t, noise = unclip.random_times(len(z)).to(run.device), torch.randn_like(z)           # (b), (b e)
+
+        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
+            prediction = model(unclip.mix(z, noise, t), t, *condition)                       # (b e)
+        loss = unclip.denoising_loss(prediction, z, t)
+        optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+        training.log(loss, gradient_norm=norm)
+        if training.due:
+            training.save()
+            training.log_held_out(**held_out.prior_figures(model, clip, read, empty, unseen, run.job.seed))
+
+
+def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> None:
+    clip = Models(run.folder, run.device).get("clip")
+    size = clip.config.image_size
+    images, unseen = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
+    embeddings = embed_all(clip, images, run.device)                                         # (images e)
+    config = dataclasses.replace(config, image_size=size, embed_dim=clip.config.embed_dim)
+
+    torch.manual_seed(stable_seed(run.job.seed, "decoder"))
+    model = Decoder(config).to(run.device, memory_format=torch.channels_last)
+    model.whitening.fit(embeddings)
+    empty = (model.whitening.mean,)
+    optimiser = Muon(model, [model.levels, model.middle], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
+    pixels = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
+    print(f"decoder: expect a first loss of about {unclip.expected_loss(pixels):.3f}, that of a gray image")
+
+    z = embeddings[: len(pixels)].to(run.device)
+    precision = choose_precision(run, "decoder", model, lambda: model(pixels, torch.rand(len(z)).to(z), z).float().square().mean())
+    notes = {"precision": precision, "clip": fingerprint(clip)}
+    training = Training(run, "decoder", config, recipe, notes, model=model, optimiser=optimiser)
+    for step, done in training.steps():
+        torch.manual_seed(stable_seed(run.job.seed, "decoder", step))
+        set_learning_rate(optimiser, done, recipe)
+
+        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
+        pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
+        condition = unclip.drop((embeddings[indices].to(run.device),), empty, recipe.embedding_dropout)
+        t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
+
+        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
+            prediction = model(unclip.mix(pixels, noise, t), t, *condition)                  # (b 3 h w)
+        loss = unclip.denoising_loss(prediction, pixels, t)
+        optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+        training.log(loss, gradient_norm=norm)
+        if training.due:
+            training.save()
+            training.log_held_out(**held_out.decoder_figures(model, clip, unseen, run.job.seed))
+
+
 # ---- All of it --------------------------------------------------------------------------------------------------------
 
 # name -> its loop, config, recipe, and the config fields that the data and the other models decide
@@ -238,6 +286,8 @@ MODELS = {
     "clip": (train_clip, CLIPConfig, CLIPRecipe, ()),
     "vqgan": (train_vqgan, VQGANConfig, VQGANRecipe, ()),
     "dalle": (train_dalle, DALLEConfig, DALLERecipe, ("text_vocab", "image_vocab", "text_length", "grid")),
+    "prior": (train_prior, PriorConfig, PriorRecipe, ("embed_dim", "token_width", "text_length")),
+    "decoder": (train_decoder, DecoderConfig, DecoderRecipe, ("embed_dim", "image_size")),
 }
 
 
@@ -249,12 +299,12 @@ def main(argv: list[str] | None = None) -> None:
     run = jobs.open_run(*parse(argv))
     with run.locked():
         settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: no mistake shows late
-        if "vqgan" in run.models:
-            jobs.refuse_to_change_codes(run, settled["vqgan"][1])
+        for name in run.models:
+            jobs.refuse_to_change(run, name, settled[name][1])
         for name in run.models:
             MODELS[name][0](run, *settled[name])
             draw_losses(log.read(run.log_path), run.folder / "losses.png")
-        if len(run.models) == len(MODELS) and not run.job.overfit:
+        if tuple(run.models) in JOBS.values() and not run.job.overfit:
             finish(run)
 
 

@@ -66,3 +66,20 @@ def first_rows(models: Models, path: str | None, rows: int | None, count: int) -
         raise InputError(f"--prime-rows {rows}: choose from 1 to {vqgan.config.grid - 1}")
     _, images = read_images([path], vqgan.config.image_size)
     return repeat(vqgan.encode(images.to(models.device))[0, :rows], "r g -> b r g", b=count)
+
+
+def drawn_per_caption(n: int, rerank: int | None) -> int:
+    """Return how many pictures to draw for a caption of which n are kept. Raises InputError if they are too few."""
+    if rerank and rerank < n:
+        raise InputError(f"--rerank {rerank} draws fewer pictures than -n {n} wants: raise one or lower the other")
+    return rerank or n
+
+
+@torch.no_grad()
+def keep_best(models: Models, caption: str, images: Tensor, n: int, rerank: int | None) -> tuple[list[int], list[dict]]:
+    """Keep the n images (b 3 h w) that CLIP likes best, or the first n without `rerank` -> their indices, an entry for each."""
+    if not rerank:
+        return list(range(n)), [{"caption": caption}] * n
+    score = models.similarity(caption)
+    values, best = score(images).tolist(), mindalle.rerank(images, score).tolist()[:n]
+    return best, [{"caption": caption, "score": values[i], "rank": rank} for rank, i in enumerate(best)]

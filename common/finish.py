@@ -1,4 +1,4 @@
-"""What ends a main job: scores on the shapes world, and on any data pictures that are worth a look."""
+"""What ends a job of several models: scores on the shapes world, and on any data pictures that are worth a look."""
 
 import minvqgan
 
@@ -9,9 +9,24 @@ from .guiding import Guiding, guide_and_write
 from .models import Models
 from .pictures import Output, reconstruction_sheet, to_pil
 from .runs import Run
+from .unclip import Diffusing, draw, draw_embeddings
 
 
-def finish(run: Run, prompt: str = "a large red circle") -> None:
+def finish(run: Run) -> None:
+    """Leave what a finished job can show."""
+    {None: finish_all, "unclip": finish_unclip}[run.job.model](run)
+
+
+def finish_unclip(run: Run) -> None:
+    """Draw the captions of 16 held-out pictures with DALL·E 2."""
+    models, folder, seed, how = Models(run.folder, run.device), run.folder / "samples", run.job.seed, Diffusing()
+    size = models.get("decoder").config.image_size
+    originals, captions, _ = scores.first_captions(held_out_images(run, size, 128), 16)
+    drawn = draw(models, draw_embeddings(models, captions, seed), how, seed)
+    Output(folder / "unclip", "unclip", 16).write(to_pil(drawn), [{"caption": caption} for caption in captions])
+
+
+def finish_all(run: Run, prompt: str = "a large red circle") -> None:
     """Reconstruct and draw 16 held-out pictures; on the shapes world also guide one by the prompt, and report the scores."""
     models, folder, seed = Models(run.folder, run.device), run.folder / "samples", run.job.seed
     vqgan = models.get("vqgan")

@@ -78,4 +78,4 @@ def guide_and_write(models: Models, output: Output, caption: str, prompts: list[
     with file_errors():
         filmstrip = contact_sheet([frames[i] for i in chosen], [f"{cosines[i]:.2f}" for i in chosen], 8)
         filmstrip.save(output.folder / "filmstrip.png")
-        large[0].save(output.folder / "guide.gif", save_all=True, append_images=large[1:], duration=80, loop=0)
+    output.write_gif("guide.gif", large)

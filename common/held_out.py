@@ -4,14 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import data
 import mindalle
 import minclip
 import minvqgan
+from mindalle import unclip
 
 from .drawing import Drawing
 from .scores import first_captions, recall_at_1, reconstruct, zero_shot
@@ -60,6 +63,45 @@ def dalle_figures(model: mindalle.DALLE, vqgan: minvqgan.VQGAN, encode: Callable
     drawn = mindalle.generate(model, text[:16], empty=encode("")[0].to(device), generator=generator, **asdict(Drawing()))
     pictures = data.to_pictures(vqgan.decode(drawn))
     return {"nats_per_code": nats.item(), "overlap": sum(map(data.overlap, pictures, captions)) / len(pictures)}
+
+
+@torch.no_grad()
+def prior_figures(model: unclip.Prior, clip: minclip.CLIP, read: Callable[[list[str]], tuple], empty: tuple[Tensor, ...],
+                  held_out: data.Dataset, seed: int) -> dict[str, float]:
+    """Return the loss, and how often a drawn embedding is closest to its own picture among the first 128.
+
+    read: captions -> what the prior reads of them; empty: that of the empty caption
+    """
+    images, captions, _ = first_captions(held_out, 128)
+    device = model.query.device
+    z, condition = F.normalize(clip.encode_image(images.to(device)), dim=-1), read(captions)
+    drawn = unclip.draw_embeddings(model, condition, empty, generator=torch.Generator(device).manual_seed(seed))
+    found = (F.normalize(drawn, dim=-1) @ z.mT).argmax(dim=1) == torch.arange(len(z), device=device)
+    return {"loss": denoising_error(model, model.image_whitening(z), condition, seed), "recall_at_1": found.float().mean().item()}
+
+
+@torch.no_grad()
+def decoder_figures(model: unclip.Decoder, clip: minclip.CLIP, held_out: data.Dataset, seed: int) -> dict[str, float]:
+    """Return the loss, and the cosine of the embedding asked for with that of the picture drawn; on shapes also the overlap."""
+    images, captions, scenes = first_captions(held_out, 128)
+    device = model.positions.device
+    images = images.to(device)
+    z = F.normalize(clip.encode_image(images), dim=-1)                                       # (b e)
+    noise = torch.randn(16, *images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device)
+    drawn = unclip.sample(partial(model, z=z[:16]), noise[: len(z)], unclip.even_times(16)).clamp(-1, 1)
+    figures = {"loss": denoising_error(model, images, (z,), seed),
+               "cosine": F.cosine_similarity(clip.encode_image(drawn), z[:16], dim=-1).mean().item()}
+    if scenes:
+        figures["overlap"] = sum(map(data.overlap, data.to_pictures(drawn), captions)) / len(drawn)
+    return figures
+
+
+def denoising_error(model: torch.nn.Module, x: Tensor, condition: tuple[Tensor, ...], seed: int) -> float:
+    """Return the loss of diffusion on x (b ...), always with the same noise and the same times."""
+    generator = torch.Generator().manual_seed(seed)
+    t = unclip.random_times(len(x), generator=generator).to(x.device)
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    return unclip.denoising_loss(model(unclip.mix(x, noise, t), t, *condition), x, t).item()
 
 
 # ---- Losses to expect -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import InputError
 from .flags import Options, Parser, add_fields, command, option, typed_fields
-from .runs import MODELS, Run
+from .runs import JOBS, MODELS, Run, trained_by
 
 Fields = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Job(Options):
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     precision: str = option("auto", "auto measures in which this machine is faster", choices=["auto", "bf16", "fp32"])
-    model: str | None = None                                   # the one to train; None: all, then scores and pictures
+    model: str | None = None                                   # a model, or one of JOBS
     flags: dict[str, Fields] = field(default_factory=dict)     # model -> the fields of its config and recipe that were typed
 
     @property
@@ -46,29 +46,35 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) -
 
     classes: model -> its config, its recipe, and the config fields that are no flags
 
-    Flags of Job may stand before the model's name or after it. Without a name all models are trained, and a flag of one of
-    them carries its name, as in --vqgan.channels; --steps and --image-size are for all.
+    Flags of Job may stand before the model's name or after it. Where a job trains several models, a flag of one of them carries
+    its name, as in --vqgan.channels; --steps and --image-size are for all.
     """
     shared = Parser(add_help=False)
     add_fields(shared, Job, without=("model", "flags"))
+    names = [*classes, *filter(None, JOBS)]
     parser = Parser(prog="python train.py", description=description, parents=[shared],
-                    usage=f"python train.py [options] [{' | '.join(classes)}] [options]",
+                    usage=f"python train.py [options] [{' | '.join(names)}] [options]",
                     epilog="To see the options of one model: python train.py clip --help")
-    parser.add_argument("--steps", type=int, help="optimiser steps of each model")
     parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all models")
-    models = parser.add_subparsers(dest="model", metavar=" | ".join(classes), help="train this model alone; all when left out")
+    commands = parser.add_subparsers(dest="model", metavar=" | ".join(names), help="what to train; "
+                                     f"when left out: {', '.join(JOBS[None])}")
+    for job, models in JOBS.items():
+        several = commands.add_parser(job, prog=f"python train.py {job}", parents=[shared]) if job else parser
+        several.add_argument("--steps", type=int, help="optimiser steps of each model")
+        for model in models:
+            config, recipe, decided = classes[model]
+            add_fields(several, config, f"{model}.", without=(*decided, "image_size"))
+            add_fields(several, recipe, f"{model}.")
     for model, (config, recipe, decided) in classes.items():
-        alone = models.add_parser(model, prog=f"python train.py {model}", parents=[shared])
+        alone = commands.add_parser(model, prog=f"python train.py {model}", parents=[shared])
         add_fields(alone, config, without=decided)
         add_fields(alone, recipe, without=("share",))
-        add_fields(parser, config, f"{model}.", without=(*decided, "image_size"))
-        add_fields(parser, recipe, f"{model}.")
     argv = sys.argv[1:] if argv is None else argv
-    check_flags(argv, parser, models.choices)
+    check_flags(argv, parser, commands.choices)
     args, flags = parser.parse_args(argv), {}
     for model, (config, recipe, decided) in classes.items():
         dotted = typed_fields(args, config, f"{model}.") | typed_fields(args, recipe, f"{model}.")
-        plain = typed_fields(args, config) | typed_fields(args, recipe) if args.model in (None, model) else {}
+        plain = typed_fields(args, config) | typed_fields(args, recipe) if model in trained_by(args.model) else {}
         flags[model] = {name: value for name, value in plain.items() if name not in decided} | dotted
     return args.model, {name: value for name, value in typed_fields(args, Job).items() if name != "model"}, flags
 
@@ -77,14 +83,15 @@ def check_flags(argv: list[str], parser: Parser, models: dict[str, Parser]) -> N
     """Refuse a flag that does not exist, naming those that end alike; argparse would stumble over its value first."""
     takes_value = {flag for flag, action in parser._option_string_actions.items() if action.nargs != 0}
     named = [word for before, word in zip(["", *argv], argv) if word in models and before not in takes_value]
-    known = {flag for each in (parser, *(models[word] for word in named)) for flag in each._option_string_actions}
+    own = {flag for word in named for flag in models[word]._option_string_actions}
+    known = own | set(parser._option_string_actions)
     for flag in (word.split("=")[0] for word in argv if word.startswith("--")):
         name = flag.removeprefix("--").removeprefix("no-").split(".")[-1]
-        if flag in known and "." in flag and named:
+        if named and flag in known - own and "." in flag:
             parser.error(f"{flag} is for training all models; to train {named[0]} alone, leave out the model's name")
         if flag not in known:
-            alike = sorted(other for other in known if other.split(".")[-1].removeprefix("--").removeprefix("no-") == name
-                           and ("." in other) != bool(named))
+            alike = sorted(other for other in own or known if ("." in other or named)
+                           and other.split(".")[-1].removeprefix("--").removeprefix("no-") == name)
             parser.error(f"there is no {flag} here" + (f"; did you mean {' or '.join(alike)}?" if alike else ""))
 
 
@@ -98,13 +105,17 @@ def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
         if job.resume:
             print(f"{job.folder} has nothing to resume: training starts from the beginning")
         return Run(job)
-    last = states.get(model) or max(states.values(), key=lambda state: state.get("saved_at", 0.0))
+    own = [states[name] for name in trained_by(model) if name in states] if model else []
+    last = max(own or states.values(), key=lambda state: state.get("saved_at", 0.0))
     if job.resume and "job" not in last:
         raise InputError(f"{job.folder} was trained by an earlier version: sample.py can use it, but it cannot be resumed; "
                          "name another --run")
-    # a model without a checkpoint is resumed as part of the job of all models, or else begun
-    if job.resume and (model in (None, *states) or last["job"]["model"] is None):
-        return Run(resumed(job, Job(**last["job"]), typed), model)
+    # a model without a checkpoint is resumed as part of a job of several models, or else begun
+    if job.resume and (model is None or own or model in trained_by(last["job"]["model"])):
+        saved = Job(**last["job"])
+        if model in MODELS:
+            return Run(resumed(job, saved, typed), only=model)
+        return Run(resumed(job, dataclasses.replace(saved, model=model or saved.model), typed))
     data = full_name(last.get("job", last)["data"])  # the models of a run are trained on one data set
     if "data" in typed:
         refuse_another(job.folder, "data", data, job.data)
@@ -155,8 +166,8 @@ class Budget:
 
     @classmethod
     def of(cls, job: Job, model: str, recipe: Any) -> "Budget":
-        """Minutes replace the recipe's steps, unless steps were typed too; all models together share the minutes."""
-        minutes = job.minutes and job.minutes * (recipe.share if job.model is None else 1)
+        """Minutes replace the recipe's steps, unless steps were typed too; the models of a job share the minutes."""
+        minutes = job.minutes and job.minutes * (recipe.share if job.model in JOBS else 1)
         return cls(minutes, recipe.steps if minutes is None or "steps" in job.flags.get(model, {}) else None)
 
     def done(self, step: int, seconds: float) -> float:
@@ -164,13 +175,19 @@ class Budget:
         return max(seconds / (60 * self.minutes) if self.minutes else 0.0, step / self.steps if self.steps else 0.0)
 
 
-def refuse_to_change_codes(run: Run, recipe: Any) -> None:
-    """Raise InputError if VQGAN would train on although a DALL·E has learned its codes."""
-    state, budget = run.state("vqgan"), Budget.of(run.job, "vqgan", recipe)
-    if run.path("dalle").exists() and (not state or budget.done(state["step"], state["seconds"]) < 1):
-        alone = command("train.py", "dalle", "--run", run.folder, "--resume")
-        raise InputError(f"{run.path('dalle')} was trained on the codes of {run.path('vqgan')}, which would change: name "
-                         f"another --run, or train DALL·E alone: {alone}")
+USED_BY = {"clip": ("prior", "decoder"), "vqgan": ("dalle",)}  # model -> those that learn from its output
+
+
+def refuse_to_change(run: Run, model: str, recipe: Any) -> None:
+    """Raise InputError if a model would train on although others have learned from its output, which would then change."""
+    state, budget = run.state(model), Budget.of(run.job, model, recipe)
+    if state and not budget.done(state["step"], state["seconds"]) < 1:
+        return
+    for other in USED_BY.get(model, ()):
+        if run.path(other).exists():
+            alone = command("train.py", other, "--run", run.folder, "--resume")
+            raise InputError(f"{run.path(other)} was trained on the output of {run.path(model)}, which would change: name "
+                             f"another --run, or train {other} alone: {alone}")
 
 
 def refuse_another(where: Path, name: str, was: Any, typed: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import data
 import mindalle
+import mindalle.unclip
 import minclip
 import minvqgan
 
@@ -21,7 +22,7 @@ from .errors import InputError
 from .flags import command
 from .pictures import Progress, read_images
 
-PACKAGES = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle}
+PACKAGES = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle, "prior": mindalle.unclip, "decoder": mindalle.unclip}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -56,7 +57,7 @@ class Models:
         if files.get("dalle") and (Path(files["dalle"]) / "stage1_last.ckpt").exists():
             files["vqgan"] = files.get("vqgan") or files["dalle"]
         self.files = {name: Path(files.get(name) or self.run / default) for name, default in (
-            ("clip", "clip.pt"), ("vqgan", "vqgan.pt"), ("dalle", "dalle.pt"), ("tokenizer", "tokenizer.json"))}
+            *((model, f"{model}.pt") for model in PACKAGES), ("tokenizer", "tokenizer.json"))}
 
     def has(self, name: str) -> bool:
         return self.files[name].exists()
@@ -116,6 +117,15 @@ class Models:
             folder = path if path.is_dir() else path.parent
             self.loaded["dalle_tokenizer"] = self.get("tokenizer") if known else mindalle.Tokenizer.load(folder / "tokenizer")
         return model, self.loaded["dalle_tokenizer"]
+
+    def unclip(self, name: str) -> mindalle.unclip.Prior | mindalle.unclip.Decoder:
+        """Return the prior or the decoder, having made sure that CLIP is the one whose embeddings it was trained on."""
+        model, clip, path = self.get(name), self.get("clip"), self.files[name]
+        known, found = self.checkpoint(name).get("clip"), fingerprint(clip)
+        if known not in (None, found) or model.config.embed_dim != clip.config.embed_dim:
+            raise InputError(f"{path} was trained with another CLIP than {self.files['clip']} (fingerprint {known}, not {found}): "
+                             "its embeddings mean nothing here; name the right --clip, or another --run")
+        return model
 
     def encode(self, name: str, tokenizer: Any, texts: list[str], length: int) -> Tensor:
         """Encode texts for a model -> ids (b t). Long ones are cut if the model was trained with --truncate."""

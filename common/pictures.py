@@ -124,13 +124,14 @@ class Output:
     command refused before its work begins. No other file is ever deleted. count: the most numbered pictures to be written.
     """
 
-    NUMBERED = ("reconstruct", "dalle", "guide", "originals")  # the commands whose index lists pictures in the folder itself
-    OTHERS = ("sheet.png", "index.jsonl", "filmstrip.png", "guide.gif")
+    # the commands whose index lists pictures in the folder itself
+    NUMBERED = ("reconstruct", "dalle", "guide", "unclip", "vary", "interpolate", "edit", "originals")
+    OTHERS = {"guide": ("filmstrip.png", "guide.gif"), "unclip": ("unclip.gif",)}  # beside sheet.png and index.jsonl
 
     def __init__(self, folder: str | Path, command: str, count: int = 0):
         self.folder, self.command = Path(folder), command
         ours = self.written()
-        for name in [f"{i:04d}.png" for i in range(count)] + list(self.OTHERS if command == "guide" else self.OTHERS[:2]):
+        for name in [*(f"{i:04d}.png" for i in range(count)), "sheet.png", "index.jsonl", *self.OTHERS.get(command, ())]:
             if (self.folder / name).exists() and name not in ours:
                 raise InputError(f"{self.folder / name} was not written by sample.py, which would overwrite it: "
                                  "name another --out")
@@ -142,8 +143,10 @@ class Output:
             commands = {entry["made_by"] for entry in entries}
         except (OSError, ValueError, KeyError, TypeError):
             return set()
+        if not commands:
+            return set()
         names = {Path(entry["file"]).name for entry in entries if entry["made_by"] in self.NUMBERED}
-        return names | set(self.OTHERS if "guide" in commands else self.OTHERS[:2]) if commands else set()
+        return names.union({"sheet.png", "index.jsonl"}, *(self.OTHERS.get(command, ()) for command in commands))
 
     def write(self, pictures: list[Image.Image], entries: list[dict], columns: int = 8, labels: list[str] | None = None,
               sheet: Image.Image | None = None) -> None:
@@ -164,3 +167,9 @@ class Output:
                     picture.save(self.folder / entry["file"])
             (sheet or contact_sheet(pictures, labels, min(columns, len(pictures)))).save(self.folder / "sheet.png")
         print(f"wrote {self.folder}/sheet.png")
+
+    def write_gif(self, name: str, frames: list[Image.Image]) -> None:
+        """Write the way to a picture as an animation that starts over and over."""
+        with file_errors():
+            frames[0].save(self.folder / name, save_all=True, append_images=frames[1:], duration=80, loop=0)
+

@@ -1,6 +1,6 @@
 """A run's folder: its checkpoints and who may write to it.
 
-    runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  log.csv  losses.png  scores.json  samples/
+    runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  prior.pt  decoder.pt  log.csv  losses.png  scores.json  samples/
 
 A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included: what train.py was asked
 for, in the terms of its flags. So `train.py --run runs/NAME --resume` needs no other flag.
@@ -28,16 +28,22 @@ if TYPE_CHECKING:  # jobs.py imports this file
     from .jobs import Job
 
 VERSION = 2  # of a checkpoint's layout; those without a number, the first, can be used but not resumed
-MODELS = ("clip", "vqgan", "dalle")
+MODELS = ("clip", "vqgan", "dalle", "prior", "decoder")
+JOBS = {None: ("clip", "vqgan", "dalle"), "unclip": ("prior", "decoder")}  # what train.py trains in turn; None: with no name
+
+
+def trained_by(job: str | None) -> tuple[str, ...]:
+    """List the models of a job: those of JOBS, or the one that it names."""
+    return JOBS.get(job) or (job,)
 
 
 class Run:
-    """Own the folder of one run. only: the model of a job of all models that is to be trained now."""
+    """Own the folder of one run. only: the one of the job's models that is to be trained now."""
 
     def __init__(self, job: "Job", only: str | None = None):
         self.job, self.folder = job, job.folder
         self.opened: dict[tuple, data.Dataset] = {}
-        self.models = [only or job.model] if only or job.model else list(MODELS)
+        self.models = [only] if only else list(trained_by(job.model))
         self.log_path = self.folder / "log.csv"
 
     @cached_property

@@ -22,10 +22,11 @@ import mindalle
 import minclip
 import minvqgan
 
+from . import unclip_scores
 from .drawing import Drawing, generate_images
 from .errors import InputError
 from .files import write_whole
-from .models import Models
+from .models import PACKAGES, Models
 
 Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)
 
@@ -124,7 +125,7 @@ class Report:
 
 def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best_of: int = 8, seed: int = 0) -> None:
     """Report every figure that the run's models allow, beside the judge's ceiling on true pictures of each split."""
-    there = [name for name in ("clip", "vqgan", "dalle") if models.has(name)]
+    there = [name for name in PACKAGES if models.has(name)]
     for name in there or ["clip"]:
         if (source := models.data_of(name) if there else models.get(name)) != "shapes":
             raise InputError(f"{models.files[name]} was trained on {source}: score needs a run over the shapes world")
@@ -158,4 +159,8 @@ def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best
             report.add(f"match {split}", plain, f"ceiling {ceiling[split]:.1%}")
             if "clip" in there:
                 report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP")
+    if "prior" in there and "decoder" in there:
+        some = slice(0, draws)
+        unclip_scores.score(models, report.add, images["unseen"][some], {split: captions[split][some] for split in captions},
+                            best_of, seed)
     print(f"wrote {report.path}")

@@ -167,15 +167,18 @@ class TextEncoder(nn.Module):
         self.projection = nn.Parameter(width**-0.5 * torch.randn(width, config.embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Map ids (b t) int64 -> (b e)."""
-        b, t = ids.shape
+    def tokens(self, ids: Tensor) -> Tensor:
+        """Read ids (b t) int64 -> what each token has gathered from those before it (b t d)"""
+        t = ids.shape[1]
         # no token sees a later one: `end` sees the whole caption, and the padding after it changes nothing
         causal = torch.ones(t, t, dtype=torch.bool, device=ids.device).tril()
         x = self.token_embedding(ids) + self.positions[:t]                # (b t d)
-        x = self.ln_final(self.transformer(x, causal))
+        return self.ln_final(self.transformer(x, causal))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (b t) int64 -> (b e)."""
         end = ids.argmax(dim=-1)                                          # (b) `end` is the highest id
-        return x[torch.arange(b, device=ids.device), end] @ self.projection  # (b e)
+        return self.tokens(ids)[torch.arange(len(ids), device=ids.device), end] @ self.projection  # (b e)
 
 
 class CLIP(nn.Module):

@@ -22,7 +22,20 @@ TINY = {
     "vqgan": "--channels 8 --z-channels 8 --codebook-size 32 --batch-size 8",
     "dalle": "--width 32 --layers 1 --heads 2 --batch-size 8",
 }
-TINY_JOB = " ".join(flag.replace("--", f"--{model}.") for model, flags in TINY.items() for flag in flags.split())  # for all models
+TINY_UNCLIP = {
+    "prior": "--width 32 --layers 1 --heads 2 --batch-size 8",
+    "decoder": "--channels 8 --condition-width 16 --heads 2 --batch-size 8",
+}
+TINY_ALL = TINY | TINY_UNCLIP
+NEEDS = {"dalle": ("tokenizer.json", "vqgan.pt"), "prior": ("tokenizer.json", "clip.pt"), "decoder": ("clip.pt",)}  # to be trained
+
+
+def dotted(options: dict[str, str]) -> str:
+    """Write the flags of several models as a job of all of them takes them."""
+    return " ".join(flag.replace("--", f"--{model}.") for model, flags in options.items() for flag in flags.split())
+
+
+TINY_JOB, TINY_UNCLIP_JOB = dotted(TINY), dotted(TINY_UNCLIP)
 
 
 def run(script: str, *words, ok: bool = True) -> subprocess.CompletedProcess:
@@ -41,6 +54,13 @@ def refused(script: str, *words) -> str:
     lines = errors.getvalue().strip().splitlines()
     assert exit.value.code == 2 and len(lines) == 1, (exit.value.code, lines)
     return lines[0]
+
+
+def copy_needs(model: str, source: Path, place: Path) -> None:
+    """Copy from a run into a folder what training this model needs."""
+    place.mkdir(exist_ok=True)
+    for name in NEEDS.get(model, ()):
+        (place / name).write_bytes((source / name).read_bytes())
 
 
 def trains(*words) -> None:
@@ -64,8 +84,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(folder, tmp_path_factory) -> Path:
-    """A run of three tiny models, each trained for four steps."""
+    """A run of five tiny models, each trained for four steps."""
     place = tmp_path_factory.mktemp("run")
-    for model, options in TINY.items():
+    for model, options in TINY_ALL.items():
         trains(model, "--data", folder, "--run", place, "--steps", 4, *options.split())
     return place

@@ -15,7 +15,7 @@ from common import captions, files, log, pictures
 from common.errors import InputError, one_line_errors
 from common.pictures import Output
 from common.training import Training
-from conftest import ROOT, TINY, TINY_JOB, refused, run, samples, trains
+from conftest import ROOT, TINY, TINY_ALL, TINY_JOB, copy_needs, refused, run, samples, trains
 
 CLIP = TINY["clip"].split()
 
@@ -140,12 +140,11 @@ def poisoned(monkeypatch, step: int, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", TINY_ALL)
 def test_training_stops_at_what_is_not_finite_and_keeps_the_last_good_checkpoint(folder, trained, tmp_path, monkeypatch, what, model):
-    for name in ("tokenizer.json", "vqgan.pt") if model == "dalle" else ():
-        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    copy_needs(model, trained, tmp_path)
     words = [model, "--data", folder, "--run", tmp_path]
-    trains(*words, "--steps", 2, *TINY[model].split())
+    trains(*words, "--steps", 2, *TINY_ALL[model].split())
     poisoned(monkeypatch, 5, what)
     line = refused("train", *words, "--resume", "--steps", 9, "--device", "cpu")
     assert ("step 5" in line or "step 6" in line) and "--learning-rate" in line and "holds step 2" in line

@@ -16,7 +16,7 @@ import data
 import train
 from common import log, precision
 from common.training import Training
-from conftest import ROOT, TINY, TINY_JOB, refused, samples, trains
+from conftest import ROOT, TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP, TINY_UNCLIP_JOB, copy_needs, dotted, refused, samples, trains
 
 
 def weights(run: Path, model: str) -> dict:
@@ -62,13 +62,11 @@ def interrupt_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(Training, "log", interrupted)
 
 
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", TINY_ALL)
 def test_a_resumed_training_ends_with_the_very_weights_of_one_never_stopped(model, folder, trained, tmp_path, monkeypatch):
     for place in ("whole", "parts"):
-        (tmp_path / place).mkdir()
-        for name in ("tokenizer.json", "vqgan.pt") if model == "dalle" else ():
-            (tmp_path / place / name).write_bytes((trained / name).read_bytes())
-    words = [model, "--data", folder, "--steps", 6, *TINY[model].split()]
+        copy_needs(model, trained, tmp_path / place)
+    words = [model, "--data", folder, "--steps", 6, *TINY_ALL[model].split()]
     trains(*words, "--run", tmp_path / "whole")
     kill_at(monkeypatch, 3, saving=True)
     with pytest.raises(RuntimeError, match="killed"):
@@ -150,6 +148,30 @@ def test_one_model_of_an_interrupted_job_keeps_its_share_of_the_minutes(folder, 
     for model in ("clip", "vqgan"):  # begun, and not yet begun
         train.main([model, "--run", str(tmp_path), "--resume"])
     assert ends == [("clip", pytest.approx(1.5)), ("vqgan", pytest.approx(3))]
+
+
+def test_an_interrupted_job_of_dalle_2_resumes_with_the_settings_of_the_decoder_not_yet_begun(folder, trained, tmp_path, monkeypatch):
+    words = ["unclip", "--data", folder, "--steps", 4, "--seed", 2, *TINY_UNCLIP_JOB.split()]
+    for place in ("whole", "parts"):
+        copy_needs("prior", trained, tmp_path / place)
+    trains(*words, "--run", tmp_path / "whole")
+    interrupt_at(monkeypatch, 3)  # of the prior
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        trains(*words, "--run", tmp_path / "parts")
+    monkeypatch.undo()
+    assert not (tmp_path / "parts" / "decoder.pt").exists()
+    train.main(["--run", str(tmp_path / "parts"), "--resume"])
+    for model in TINY_UNCLIP:
+        assert_same_weights(tmp_path / "whole", tmp_path / "parts", model)
+    assert (tmp_path / "parts" / "samples" / "unclip" / "sheet.png").exists()
+
+
+def test_a_prior_trained_alone_becomes_part_of_the_job_of_dalle_2(folder, trained, tmp_path):
+    copy_needs("prior", trained, tmp_path)
+    trains("prior", "--data", folder, "--run", tmp_path, "--steps", 2, "--seed", 4, *TINY_UNCLIP["prior"].split())
+    train.main(["unclip", "--run", str(tmp_path), "--resume", "--decoder.steps", "1",
+                *dotted({"decoder": TINY_UNCLIP["decoder"]}).split()])
+    assert [torch.load(tmp_path / f"{name}.pt", weights_only=True)["job"]["seed"] for name in TINY_UNCLIP] == [4, 4]
 
 
 def test_minutes_are_resumed_too(folder, tmp_path, monkeypatch):
@@ -258,15 +280,15 @@ def test_a_run_of_the_first_layout_can_be_used_and_trained_beside_but_not_resume
 # ---- What depends on something that changed since ---------------------------------------------------------------------
 
 
-def test_vqgan_does_not_train_on_under_a_dalle_that_learned_its_codes_and_the_remedy_works(folder, trained, tmp_path):
-    for file in trained.iterdir():
-        if file.suffix in (".pt", ".json", ".csv"):
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    line = refused("train", "vqgan", "--run", tmp_path, "--resume", "--steps", 9)
-    assert "DALL·E alone" in line
+@pytest.mark.parametrize("model, user", [("vqgan", "dalle"), ("clip", "prior"), ("clip", "decoder")])
+def test_a_model_does_not_train_on_under_one_that_learned_from_its_output_and_the_remedy_works(folder, trained, tmp_path, model, user):
+    for name in (f"{model}.pt", f"{user}.pt", "tokenizer.json", "vqgan.pt", "clip.pt", "log.csv"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    line = refused("train", model, "--run", tmp_path, "--resume", "--steps", 9)
+    assert f"train {user} alone" in line
     pasted(line)
-    (tmp_path / "vqgan.pt").unlink()
-    assert "dalle.pt" in refused("train", "vqgan", "--data", folder, "--run", tmp_path)
+    (tmp_path / f"{model}.pt").unlink()
+    assert f"{user}.pt" in refused("train", model, "--data", folder, "--run", tmp_path)
 
 
 def test_a_missing_model_is_refused_with_the_command_that_trains_it(folder, tmp_path):

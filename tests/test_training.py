@@ -14,7 +14,7 @@ from common import precision, training
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.jobs import Budget, Job
 from common.muon import Muon, orthogonalise
-from conftest import TINY, TINY_JOB, refused, run, samples, trains
+from conftest import TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP_JOB, refused, run, samples, trains
 
 
 def log_rows(run, model=None):
@@ -123,29 +123,30 @@ def test_minutes_without_steps_outlast_the_recipes_steps_and_with_steps_the_soon
 
 def test_training_leaves_checkpoints_tokenizer_log_and_loss_curves(trained):
     assert {"clip.pt", "vqgan.pt", "dalle.pt", "tokenizer.json", "log.csv", "losses.png"} <= {p.name for p in trained.iterdir()}
-    assert [row["model"] for row in log_rows(trained) if row["loss"]] == ["clip", "vqgan", "dalle"]
+    assert [row["model"] for row in log_rows(trained) if row["loss"]] == [*TINY_ALL]
 
 
 def test_the_log_has_held_out_figures_of_every_model_at_its_end(trained):
     figures = {row["model"]: dict(part.split("=") for part in row["parts"].split()) for row in log_rows(trained) if not row["loss"]}
     assert figures["clip"].keys() == {"recall_at_1", "scale"} and figures["vqgan"].keys() == {"psnr", "usage"}
     assert figures["dalle"].keys() == {"nats_per_code"}
+    assert figures["prior"].keys() == {"loss", "recall_at_1"} and figures["decoder"].keys() == {"loss", "cosine"}
 
 
 def test_on_the_shapes_world_the_held_out_figures_are_zero_shot_and_the_overlap_of_drawings(tmp_path):
-    for model, options in TINY.items():
+    for model, options in TINY_ALL.items():
         trains(model, "--run", tmp_path, "--steps", 1, "--scenes", 64, *options.split())
     parts = {row["model"]: row["parts"] for row in log_rows(tmp_path) if not row["loss"]}
-    assert "zero_shot_of_16=" in parts["clip"] and "overlap=" in parts["dalle"]
+    assert "zero_shot_of_16=" in parts["clip"] and "overlap=" in parts["dalle"] and "overlap=" in parts["decoder"]
 
 
 def test_held_out_figures_are_taken_every_so_often_and_change_no_weight(folder, tmp_path, monkeypatch):
     words = ["--data", folder, "--steps", 4]
-    for model, options in TINY.items():
+    for model, options in TINY_ALL.items():
         trains(model, *words, "--run", tmp_path / "a", *options.split())
     monkeypatch.setattr(training, "SAVE_EVERY", 0)
     monkeypatch.setattr(training, "HELD_OUT_SHARE", math.inf)
-    for model, options in TINY.items():
+    for model, options in TINY_ALL.items():
         trains(model, *words, "--run", tmp_path / "b", *options.split())
         assert len([row for row in log_rows(tmp_path / "b", model) if not row["loss"]]) == 4
         a, b = (torch.load(tmp_path / name / f"{model}.pt", weights_only=True)["weights"] for name in "ab")
@@ -160,13 +161,12 @@ def test_captions_of_one_word_leave_room_for_longer_prompts(folder, tmp_path):
     samples(tmp_path / "run", "classify", folder / "0.png", "--labels", "a", "b", "--templates", "an icon: {}")
 
 
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", TINY_ALL)
 def test_overfitting_one_batch_leaves_a_tenth_of_every_loss(model, tmp_path):
     words = ["--overfit", "--run", tmp_path]
-    if model == "dalle":
-        trains("clip", *words, "--steps", 1, *TINY["clip"].split())
-        trains("vqgan", *words, "--steps", 1, *TINY["vqgan"].split())
-    trains(model, *words, "--steps", 200, *TINY[model].split())
+    for needed in ("clip", "vqgan") if model not in ("clip", "vqgan") else ():
+        trains(needed, *words, "--steps", 1, *TINY[needed].split())
+    trains(model, *words, "--steps", 400 if model == "decoder" else 200, *TINY_ALL[model].split())
     losses = [float(row["loss"]) for row in log_rows(tmp_path, model) if row["loss"]]
     assert losses[-1] < 0.1 * losses[0]
 

@@ -1,0 +1,76 @@
+"""How train.py trains each model. Every field is a flag, as the fields of the models' configs are.
+
+The shares say how the minutes of a job are divided among its models.
+"""
+
+from dataclasses import dataclass
+
+from .flags import Options, option
+
+
+@dataclass(frozen=True)
+class CLIPRecipe(Options):
+    steps: int = option(2200, "optimiser steps", least=1)
+    batch_size: int = option(128, "pairs of image and caption per step, each a negative for all others", least=1)
+    learning_rate: float = option(1e-2, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
+    outer_rate: float = option(0.1, "learning-rate multiplier for embeddings, norm gains and biases", least=0)
+    weight_decay: float = option(0.2, "weight decay of the matrices", least=0)
+    look_alikes: float = option(0.3, "share of the training after which batches hold look-alikes; 1: never", least=0, most=1)
+    look_alike_group: int = option(4, "captions that are hard to tell apart, in each group of such a batch", least=2)
+    accumulate: int = option(1, "chunks of the batch, one at a time in memory; the gradients stay the same", least=1)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class VQGANRecipe(Options):
+    steps: int = option(1800, "optimiser steps", least=1)
+    batch_size: int = option(16, "images per step", least=1)
+    learning_rate: float = option(5e-3, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
+    outer_rate: float = option(1.0, "learning-rate multiplier for codebook, outer layers, norm gains and biases", least=0)
+    discriminator: bool = option(False, "train against a patch discriminator: sharper pictures, slower steps")
+    discriminator_start: float = option(0.55, "share of the training after which the discriminator takes part", least=0, most=1)
+    discriminator_layers: int = option(2, "halvings in the discriminator; two suit pictures of 32 pixels", least=1)
+    adversarial_weight: float = option(0.8, "strength of the discriminator relative to the reconstruction", least=0)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    share: float = option(0.3, "share of --minutes when all models are trained", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class DALLERecipe(Options):
+    steps: int = option(2500, "optimiser steps", least=1)
+    batch_size: int = option(48, "captioned images per step", least=1)
+    learning_rate: float = option(4e-3, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
+    outer_rate: float = option(1.0, "learning-rate multiplier for embeddings, heads, norm gains and biases", least=0)
+    weight_decay: float = option(0.05, "weight decay of the matrices", least=0)
+    text_loss_weight: float = option(1 / 8, "share of the text in the loss; the image has the rest", least=0, most=1)
+    caption_dropout: float = option(0.1, "share of captions left out, for guidance; 1: train without", least=0, most=1)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    share: float = option(0.55, "share of --minutes when all models are trained", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class PriorRecipe(Options):
+    steps: int = option(4000, "optimiser steps", least=1)
+    batch_size: int = option(256, "pairs of caption and embedding per step", least=1)
+    learning_rate: float = option(2e-3, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
+    outer_rate: float = option(0.5, "learning-rate multiplier for all but the hidden matrices", least=0)
+    caption_dropout: float = option(0.1, "share of captions left out, for guidance", least=0, most=1)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    share: float = option(0.2, "share of --minutes when both parts are trained", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class DecoderRecipe(Options):
+    steps: int = option(12_000, "optimiser steps", least=1)
+    batch_size: int = option(48, "images per step", least=1)
+    learning_rate: float = option(2e-3, "highest learning rate, after the warm-up", least=0)
+    warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
+    outer_rate: float = option(0.5, "learning-rate multiplier for all but the hidden matrices", least=0)
+    embedding_dropout: float = option(0.1, "share of embeddings left out, for guidance", least=0, most=1)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    share: float = option(0.8, "share of --minutes when both parts are trained", least=0, most=1)

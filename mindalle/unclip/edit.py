@@ -1,0 +1,66 @@
+"""Change an image by changing one of the two things that it consists of [unCLIP sec. 3].
+
+    image      --> CLIP   --> z (e)           what it shows
+    image, z   --> invert --> noise           all else: where, how large, which of many such images
+    z, noise   --> sample --> image           both together give the image back
+
+    variations      keep z, change the noise      images that CLIP takes for the same
+    interpolate     move both to another image's
+    edit            move z along the difference of two captions, keep the noise
+
+`bind` is a callable: embeddings z (b e) -> denoise, as diffusion.guided(decoder, (z,), ...) makes one. Images are (b 3 h w).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import Tensor
+
+from ..errors import InputError
+from .diffusion import Denoise, invert, like, sample
+
+Bind = Callable[[Tensor], Denoise]
+
+
+def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
+    """Go from a to b (...) along the great circle, by each of the shares (n) of the angle between them -> (n ...)
+
+    Between unit vectors the straight line would cut through the sphere: its middle is shorter, and so is that of two noises,
+    which lie near a sphere as well. Raises InputError for opposite vectors, between which every great circle leads.
+    """
+    angle = torch.acos(F.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1))
+    if angle > 3.14:
+        raise InputError("the two are opposite, so there is no shortest way from one to the other: choose another pair")
+    if angle < 1e-3:  # sin would divide 0 by 0; so close by, the straight line is as good
+        return torch.lerp(a, b, like(shares, a[None]))
+    shares = like(shares, a[None])
+    return (torch.sin((1 - shares) * angle) * a + torch.sin(shares * angle) * b) / torch.sin(angle)
+
+
+def variations(bind: Bind, image: Tensor, z: Tensor, count: int, times: list[float], eta: float = 1.0,
+               generator: torch.Generator | None = None) -> Tensor:
+    """Draw images with the embedding z (1 e) of an image (1 3 h w) -> (count 3 h w)
+
+    eta: the share of the noise that is made anew at each step. 0 gives the image back, as exactly as many steps invert it.
+    """
+    noise = invert(bind(z), image, times)
+    return sample(bind(repeat(z, "1 e -> n e", n=count)), repeat(noise, "1 c h w -> n c h w", n=count), times, eta, generator)
+
+
+def interpolate(bind: Bind, images: Tensor, z: Tensor, count: int, times: list[float]) -> Tensor:
+    """Draw the way from the first of two images (2 3 h w), with embeddings z (2 e), to the second -> (count 3 h w)"""
+    noise = invert(bind(z), images, times)
+    shares = torch.linspace(0, 1, count, device=z.device)
+    return sample(bind(slerp(*z, shares)), slerp(*noise, shares), times)
+
+
+def edit(bind: Bind, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float]) -> Tensor:
+    """Turn the embedding z (1 e) of an image (1 3 h w) towards what the caption `new` (e) has and `old` (e) has not.
+
+    strengths (n): shares of the angle; the paper goes to between 0.25 and 0.5 -> (n 3 h w)
+    """
+    noise = invert(bind(z), image, times)
+    z = slerp(z[0], F.normalize(new - old, dim=-1), strengths)
+    return sample(bind(z), repeat(noise, "1 c h w -> n c h w", n=len(z)), times)

@@ -1,0 +1,111 @@
+"""The prior: draw the CLIP embedding of an image from a caption, by diffusion [unCLIP sec. 2.2].
+
+    words (b t d)   z_t (b e)   time (b)   noised z_i (b e)   query          the caption's tokens, each read by CLIP; the whole
+         |              |          |              |             |            caption's embedding; how much noise is left; the
+         +--------------+----------+--------------+-------------+            image's embedding, buried in it
+                                   |
+                         causal transformer (b t+4 d)
+                                                                |            the query comes last, so it has seen all others
+                                                             z_i (b e)
+
+A caption fits many images, and each has an embedding of its own. One network that maps caption to embedding would learn the
+mean of them all, which is the embedding of none. The prior draws one of them.
+
+Where we depart: the path is straight (diffusion.py), the embeddings have unit length and are whitened. `schedule` "cosine" is
+that of the paper, which the published prior needs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layers import Block, steps_back
+from ..model import option
+from .diffusion import SCHEDULES, even_times, guided, sample
+from .layers import TimeEmbedding, Whitening
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    embed_dim: int = option(128, "width of CLIP's embeddings")
+    token_width: int = option(64, "width of CLIP's text tokens")
+    text_length: int = option(16, "tokens in a caption, padding included")
+    width: int = option(128, "channels of a token")
+    layers: int = option(4, "transformer blocks")
+    heads: int = option(4, "attention heads per block")
+    schedule: str = option("straight", f"how noise and embedding mix over time: {', '.join(SCHEDULES)}")
+
+    def __post_init__(self):
+        for name in ("embed_dim", "token_width", "text_length", "width", "layers", "heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}: make it a whole number, 1 or more")
+        if self.width % self.heads or self.width % 2:
+            raise InputError(f"width {self.width} must be even and divisible by {self.heads} heads: make it a multiple of both")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"there is no schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}")
+
+    @classmethod
+    def karlo(cls) -> "PriorConfig":
+        """Karlo's, 1.02 billion parameters, over CLIP ViT-L/14."""
+        return cls(embed_dim=768, token_width=768, text_length=77, width=2048, layers=20, heads=32, schedule="cosine")
+
+
+class Prior(nn.Module):
+    """Predict the embedding of an image from a noised one and the caption."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        self.image_whitening, self.text_whitening = Whitening(config.embed_dim), Whitening(config.embed_dim)
+        self.words_in = nn.Linear(config.token_width, config.width)
+        self.text_in = nn.Linear(config.embed_dim, config.width)
+        self.time_in = TimeEmbedding(config.width)
+        self.image_in = nn.Linear(config.embed_dim, config.width)
+        self.query = nn.Parameter(0.02 * torch.randn(config.width))
+        self.positions = nn.Parameter(0.02 * torch.randn(config.text_length + 4, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.out = nn.Linear(config.width, config.embed_dim)
+        nn.init.zeros_(self.out.weight)  # the first prediction is the mean embedding
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, t: Tensor, words: Tensor, mask: Tensor, z_t: Tensor) -> Tensor:
+        """Predict a whitened z_i from x(t) (b e), the noised one, and its caption -> (b e).
+
+        t (b) in [0, 1]; words (b t d), CLIP's last text features; mask (b t) boolean, False for padding; z_t (b e)
+        """
+        x, steps = SCHEDULES[self.config.schedule](x, t)
+        tokens = torch.cat([
+            self.words_in(words),                                                            # (b t d)
+            torch.stack([self.text_in(self.text_whitening(z_t)), self.time_in(steps), self.image_in(x),
+                         repeat(self.query, "d -> b d", b=len(x))], dim=1),                  # (b 4 d)
+        ], dim=1) + self.positions                                                           # (b t+4 d)
+        mask = F.pad(mask, (0, 4), value=True)                                               # (b t+4)
+        causal = steps_back(mask.shape[1]).to(x.device) >= 0                                 # (i j)
+        mask = causal & rearrange(mask, "b j -> b 1 1 j")                                    # (b 1 i j)
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        return self.out(self.norm(tokens[:, -1]))                                            # (b e)
+
+
+def draw_embeddings(prior: Prior, condition: tuple[Tensor, ...], empty: tuple[Tensor, ...], *, steps: int = 25, eta: float = 1.0,
+                    guidance: float = 1.0, candidates: int = 2, generator: torch.Generator | None = None) -> Tensor:
+    """Draw a z_i (b e) for each caption; of several candidates, keep the one closest to the caption [unCLIP sec. 2.2].
+
+    condition   words (b t d), mask (b t), z_t (b e), as in Prior.forward; empty: those of the empty caption, (t d), (t), (e)
+    guidance    1 is the plain prior. The paper found that guiding it does harm, and guides the decoder alone [sec. 5.5]
+    """
+    b, e = condition[2].shape
+    condition = tuple(repeat(part, "b ... -> (b candidates) ...", candidates=candidates) for part in condition)
+    noise = torch.randn(b * candidates, e, device=condition[2].device, generator=generator)
+    denoise = guided(prior, condition, empty, guidance)
+    bounded = lambda x, t: denoise(x, t).clamp(-10, 10)  # noqa: E731  in deviations; strong guidance leads further, into nowhere
+    z = prior.image_whitening.inverse(sample(bounded, noise, even_times(steps), eta, generator))
+    closeness = F.cosine_similarity(z, condition[2], dim=-1)
+    best = rearrange(closeness, "(b candidates) -> b candidates", b=b).argmax(dim=1)
+    return rearrange(z, "(b candidates) e -> b candidates e", b=b)[torch.arange(b), best]

@@ -137,7 +137,7 @@ def unclip(args: argparse.Namespace, models: Models) -> None:
         best, about = keep_best(models, caption, steps[-1], args.n, args.rerank)
         pictures += to_pil(steps[-1][best])
         entries += about
-        frames = frames or [contact_sheet(to_pil(images[best][:8]), [], 8) for images in steps]
+        frames = frames or [contact_sheet(to_pil(images[best[:8]]), [""] * len(best[:8]), len(best[:8])) for images in steps]
     out.write(pictures, entries, columns=args.n if args.n > 1 else 8)
     out.write_gif("unclip.gif", frames)
 

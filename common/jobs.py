@@ -88,7 +88,8 @@ def check_flags(argv: list[str], parser: Parser, models: dict[str, Parser]) -> N
     for flag in (word.split("=")[0] for word in argv if word.startswith("--")):
         name = flag.removeprefix("--").removeprefix("no-").split(".")[-1]
         if named and flag in known - own and "." in flag:
-            parser.error(f"{flag} is for training all models; to train {named[0]} alone, leave out the model's name")
+            remedy = "leave it out" if named[0] in JOBS else f"to train {named[0]} alone, leave out the model's name"
+            parser.error(f"{flag} is for training {', '.join(JOBS[None])} in turn; {remedy}")
         if flag not in known:
             alike = sorted(other for other in own or known if ("." in other or named)
                            and other.split(".")[-1].removeprefix("--").removeprefix("no-") == name)

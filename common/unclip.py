@@ -12,7 +12,6 @@ import data
 import minclip
 from mindalle import unclip
 
-from .errors import InputError
 from .flags import Options, option
 from .models import Models
 from .pictures import Output, Progress, contact_sheet, to_pil
@@ -98,12 +97,9 @@ def draw(models: Models, z: Tensor, how: Diffusing, seed: int) -> Tensor:
 
 @torch.no_grad()
 def open_images(models: Models, paths: list[str]) -> tuple[list[str], Tensor, Tensor]:
-    """Read images -> their names, images (b 3 h w), their embeddings, unit vectors (b e)."""
-    names, images = models.read_images(paths)
-    if len(names) < len(paths):
-        raise InputError("all images are needed here: name others in place of those that cannot be read")
-    images = images.to(models.device)
-    return names, images, F.normalize(models.embed_images(images), dim=-1)
+    """Read images, all of which are needed -> their names, images (b 3 h w), their embeddings, unit vectors (b e)."""
+    images = torch.cat([models.read_images([path])[1] for path in paths]).to(models.device)  # one by one, none is skipped
+    return list(map(str, paths)), images, F.normalize(models.embed_images(images), dim=-1)
 
 
 def write_strip(out: Output, names: list[str], images: Tensor, drawn: Tensor, entries: list[dict]) -> None:

@@ -22,7 +22,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     Four is the smallest group in the published models. With one channel per group, every channel would lose its
     mean over the image, and before the last convolution this mean is the image's colour.
     """
-    return nn.GroupNorm(gcd(32, max(1, channels // 4)), channels, eps=1e-6)
+    return nn.GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

@@ -629,6 +629,7 @@ def test_padding_on_the_way_down_is_right_and_bottom_only():
 def test_group_norm_has_32_groups_for_published_widths_and_never_one_channel_a_group():
     assert [minvqgan.layers.group_norm(c).num_groups for c in (128, 256, 512)] == [32, 32, 32]
     assert all(c // minvqgan.layers.group_norm(c).num_groups >= 4 for c in (4, 8, 12, 16, 20, 32, 48, 96))
+    assert all(c % minvqgan.layers.group_norm(c).num_groups == 0 for c in range(1, 130))
 
 
 def test_attention_equals_torchs_own():

@@ -18,7 +18,7 @@ from common import scores
 from common.drawing import Drawing, drawing, generate_images
 from common.guiding import Guiding, guiding
 from common.models import Models
-from conftest import TINY, refused, samples, trains
+from conftest import TINY, TINY_ALL, refused, samples, trains
 from minclip import Tokenizer
 
 
@@ -67,14 +67,66 @@ def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):
     assert {"0000.png", "filmstrip.png", "guide.gif"} <= {p.name for p in tmp_path.iterdir()}
 
 
+def test_unclip_draws_the_same_pictures_from_the_same_seed_and_shows_the_way_there(trained, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        samples(trained, "unclip", "picture number 1", "", "-n", 2, "--steps", 3, "--seed", seed, "--out", tmp_path / name)
+    a, b, c = (b"".join((tmp_path / name / f"000{i}.png").read_bytes() for i in range(4)) for name in "abc")
+    assert a == b and a != c
+    assert Image.open(tmp_path / "a" / "unclip.gif").n_frames == 3
+
+
+def test_unclip_reranks_and_ranks_the_pictures_of_a_folder(trained, folder, tmp_path):
+    samples(trained, "unclip", "picture number 1", "--rerank", 4, "-n", 2, "--steps", 2, "--out", tmp_path / "drawn")
+    assert '"rank": 1' in (tmp_path / "drawn" / "index.jsonl").read_text()
+    samples(trained, "unclip", "picture number 1", "--rank", folder, "-n", 5, "--out", tmp_path / "ranked")
+    assert {p.name for p in (tmp_path / "ranked").iterdir()} == {"sheet.png", "index.jsonl"}  # a folder's pictures stay where they are
+    assert (tmp_path / "ranked" / "index.jsonl").read_text().count(str(folder)) == 5
+    assert "one caption" in refused("sample", "unclip", "a", "b", "--rank", folder, "--run", trained)
+
+
+def test_vary_interpolate_and_edit_leave_numbered_pictures_and_a_sheet_with_the_originals(trained, folder, tmp_path):
+    for words in (["vary", folder / "1.png"], ["interpolate", folder / "1.png", folder / "2.png"],
+                  ["edit", folder / "1.png", "picture number 1", "picture number 2"]):
+        out = tmp_path / words[0]
+        samples(trained, *words, "-n", 3, "--steps", 2, "--out", out)
+        entries = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+        assert [entry["file"] for entry in entries] == ["0000.png", "0001.png", "0002.png"]
+        assert all(entry["original"].endswith("1.png") for entry in entries)
+        cells = {"vary": 4, "interpolate": 5, "edit": 4}[words[0]]
+        assert Image.open(out / "sheet.png").width == 8 + cells * (128 + 8)
+    assert [entry["strength"] for entry in entries] == [0, 0.25, 0.5]
+
+
+def test_vary_gives_the_picture_back_at_eta_0_and_others_at_eta_1(trained, folder, tmp_path):
+    for eta in (0, 1):
+        samples(trained, "vary", folder / "1.png", "-n", 2, "--eta", eta, "--steps", 4, "--out", tmp_path / str(eta))
+    one, other = ([(tmp_path / eta / f"000{i}.png").read_bytes() for i in range(2)] for eta in "01")
+    assert one[0] == one[1] and other[0] != other[1]
+
+
+def test_a_picture_that_cannot_be_read_is_refused_where_every_picture_is_needed(trained, folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = ["--run", trained, "--out", tmp_path / "out"]
+    assert "broken.png" in refused("sample", "vary", tmp_path / "broken.png", *words)
+    assert "broken.png" in refused("sample", "interpolate", folder / "1.png", tmp_path / "broken.png", *words)
+
+
+def test_a_prior_and_a_decoder_refuse_another_clip(trained, folder, tmp_path):
+    trains("clip", "--data", folder, "--run", tmp_path, "--steps", 1, "--seed", 5, *TINY["clip"].split())
+    for words in (["unclip", "picture"], ["vary", folder / "1.png"]):
+        assert "another CLIP" in refused("sample", *words, "--clip", tmp_path / "clip.pt", "--run", trained)
+
+
 def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
     place = tmp_path / "run"
-    for model, options in TINY.items():
+    for model, options in TINY_ALL.items():
         trains(model, "--run", place, "--steps", 1, "--overfit", *options.split())
     samples(place, "score", "--count", 16, "--draws", 2, "--rerank", 2)
     printed = capsys.readouterr().out
     figures = json.loads((place / "scores.json").read_text())
-    for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked"):
+    for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked",
+                   "unclip unseen", "unclip novel reranked", "unclip from the true z_i", "unclip from z_t", "unclip from another's z_i",
+                   "variations kept", "variations spread", "inversion 32 steps", "edits", "interpolation", "unclip 64 pictures"):
         assert figure in printed and any(name.startswith(figure) for name in figures)
 
 

@@ -1,5 +1,6 @@
-"""train.py: the flags, the optimiser, the schedule, the three loops end to end on tiny models, the log."""
+"""train.py: the flags, the optimiser, the schedule, the loops end to end on tiny models, the log."""
 
+import contextlib
 import csv
 import math
 import time
@@ -11,10 +12,11 @@ from torch import nn
 
 import train
 from common import precision, training
+from common.errors import InputError
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.jobs import Budget, Job
 from common.muon import Muon, orthogonalise
-from conftest import TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP_JOB, refused, run, samples, trains
+from conftest import TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP_JOB, copy_needs, refused, run, samples, trains
 
 
 def log_rows(run, model=None):
@@ -184,6 +186,26 @@ def test_the_main_job_trains_all_models_with_flags_of_each_and_ends_in_pictures_
     assert "match novel" in (tmp_path / "scores.json").read_text()
 
 
+def test_the_job_of_dalle_2_trains_both_parts_at_clips_size_and_draws_held_out_captions(folder, trained, tmp_path):
+    copy_needs("prior", trained, tmp_path)
+    trains("unclip", "--run", tmp_path, "--data", folder, "--steps", 2, "--decoder.steps", 3, *TINY_UNCLIP_JOB.split())
+    prior, decoder = (torch.load(tmp_path / f"{model}.pt", weights_only=True) for model in ("prior", "decoder"))
+    clip = torch.load(tmp_path / "clip.pt", weights_only=True)["config"]
+    assert (prior["step"], decoder["step"]) == (2, 3) and prior["clip"] == decoder["clip"]
+    assert prior["config"]["embed_dim"] == decoder["config"]["embed_dim"] == clip["embed_dim"]
+    assert decoder["config"]["image_size"] == clip["image_size"] and prior["config"]["text_length"] == clip["context_length"]
+    assert (tmp_path / "samples" / "unclip" / "sheet.png").exists()
+
+
+def test_prior_and_decoder_share_the_minutes_of_their_job(folder, trained, tmp_path, monkeypatch):
+    copy_needs("prior", trained, tmp_path)
+    ends = []
+    monkeypatch.setattr(training.Training, "steps", lambda self: ends.append((self.name, self.budget.minutes)) or iter(()))
+    with contextlib.suppress(InputError):  # nothing was trained, so nothing can be drawn
+        trains("unclip", "--run", tmp_path, "--data", folder, "--minutes", 10, *TINY_UNCLIP_JOB.split())
+    assert ends == [("prior", pytest.approx(1.2)), ("decoder", pytest.approx(8.8))]
+
+
 # ---- Flags ------------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +234,7 @@ def test_common_flags_may_stand_before_the_models_name_or_after_it():
 
 @pytest.mark.parametrize("words, meant", [
     (["--beta", "3"], "--vqgan.beta"), (["--no-rotary"], "--no-dalle.rotary"), (["clip", "--vqgan.vision-width", "3"], "--vision-width"),
+    (["unclip", "--channels", "3"], "--decoder.channels"), (["decoder", "--decoder.channels", "8"], "--channels"),
 ])
 def test_a_flag_that_is_not_there_is_refused_with_the_one_that_was_meant(words, meant):
     assert meant in refused("train", *words)
@@ -220,6 +243,7 @@ def test_a_flag_that_is_not_there_is_refused_with_the_one_that_was_meant(words, 
 def test_a_flag_with_a_models_name_is_refused_where_that_model_alone_is_trained():
     for words in (["--clip.patch-size", 4, "vqgan"], ["vqgan", "--clip.patch-size", 4], ["--resume", "clip", "--vqgan.beta", 3]):
         assert "leave out the model's name" in refused("train", *words)
+    assert "leave it out" in refused("train", "unclip", "--clip.patch-size", 4)
 
 
 def test_what_other_models_decide_is_no_flag_and_abbreviations_are_none():

@@ -43,7 +43,7 @@ class DecoderConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}: make it a whole number, 1 or more")
-        if not self.multipliers or min(self.multipliers) < 1:
+        if not self.multipliers or any(not isinstance(value, int) or value < 1 for value in self.multipliers):
             raise InputError(f"multipliers are {self.multipliers}: name one or more whole numbers, 1 or more")
         if self.image_size % (self.patch_size * 2 ** (len(self.multipliers) - 1)):
             raise InputError(f"image_size {self.image_size} does not divide by patch_size {self.patch_size} and "
@@ -62,7 +62,7 @@ class DecoderConfig:
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return a GroupNorm of 32 groups, or of fewer where a group would hold fewer than four channels."""
-    return nn.GroupNorm(gcd(32, max(1, channels // 4)), channels)
+    return nn.GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels)
 
 
 class Modulation(nn.Linear):

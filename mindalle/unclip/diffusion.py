@@ -1,15 +1,15 @@
-"""Diffusion: learn to remove noise, then turn noise into data a little at a time. It draws embeddings as well as images.
+"""Diffusion: train a network to remove noise, then turn noise into data in small steps. Embeddings or images, all alike.
 
-    x(t) = t · x + (1 - t) · noise            the straight path from noise, t = 0, to data, t = 1 [flow matching; minRF]
+    x(t) = t · x + (1 - t) · noise         a straight path from noise, t = 0, to data, t = 1 [flow matching; minRF]
 
-    learn    denoise(x(t), t) -> x            the mean of all x that could have led to x(t)
-    draw     x(t) --> x, noise --> x(t')      t' a little closer to 1: the same path, one step along
+    train     denoise(x(t), t) -> x        the best answer is the mean of all x that could have led to x(t)
+    sample    x(t) -> x and the noise that goes with it -> x(t'), a little closer to 1
 
-One step would end at the mean of all data. A small one goes a little way there, and from its end fewer x are possible: the
-next expectation is sharper.
+A single step from noise would end at the mean of all data. After a small step fewer x are possible, so the next answer is
+sharper.
 
-The paths of other papers are this one in other coordinates. DDPM and DDIM mix x and noise by √ᾱ and √(1 - ᾱ), which sum to
-more than 1; divided by that sum, their x lies on the straight path, at t = √ᾱ / (√ᾱ + √(1 - ᾱ)). Their steps are the same.
+Other papers walk the same path in other coordinates. DDPM and DDIM mix x and noise by √ᾱ and √(1 - ᾱ), which sum to more
+than 1. Divided by that sum, their x(t) lies on the straight path, at t = √ᾱ / (√ᾱ + √(1 - ᾱ)), and their steps are ours.
 
 All functions are pure. x is (b ...), of any shape; t is (b).
 """
@@ -41,9 +41,9 @@ CLOSEST = 0.05  # the loss divides by 1 - t, but by no less than this [JiT sec. 
 
 
 def random_times(count: int, mean: float = -0.8, std: float = 0.8, generator: torch.Generator | None = None) -> Tensor:
-    """Draw the times to train at -> (count) in (0, 1), logit-normal: most where shapes are decided [SD3 sec. 3.1; JiT].
+    """Choose the times to train at -> (count) in (0, 1), logit-normal, median 0.31 [SD3 sec. 3.1; JiT].
 
-    Close to 0 all is noise, close to 1 little is left to remove.
+    Near 0 there is nothing to see yet, near 1 little is left to remove. What the image shows is decided in between.
     """
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
 
@@ -78,7 +78,7 @@ def drop(condition: tuple[Tensor, ...], empty: tuple[Tensor, ...], probability: 
 
 
 def straight(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave x(t) as it is; count time in thousandths, 1000 for data, since a network's waves are that long."""
+    """Leave x(t) as it is, and count time in thousandths: a time embedding's waves are made for 1000 steps."""
     return x, 1000 * t
 
 
@@ -97,7 +97,7 @@ def cosine(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 SCHEDULES = {"straight": straight, "cosine": cosine}
 
 
-# ---- Drawing ----------------------------------------------------------------------------------------------------------
+# ---- Sampling ---------------------------------------------------------------------------------------------------------
 
 
 def guided(model: Callable[..., Tensor], condition: tuple[Tensor, ...], empty: tuple[Tensor, ...], guidance: float) -> Denoise:
@@ -127,15 +127,15 @@ def sample_steps(denoise: Denoise, noise: Tensor, times: list[float], eta: float
                  generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Turn noise (b ...) into data, from times[0] to times[-1]; yield x after each step [DDIM eq. 12].
 
-    eta: the share of the noise that each step replaces by fresh noise; 0 is Euler's step, DDIM, the same picture for the same
-    noise; 1 is DDPM's
+    eta: how much of the noise each step replaces by fresh noise. 0 is Euler's method and DDIM: the same noise gives the same
+    data. 1 is DDPM.
     """
     x = noise
     for t, later in zip(times, times[1:]):
         expected = denoise(x, torch.full((len(x),), t, device=x.device))
-        noise = (x - t * expected) / (1 - t)                    # what is left if `expected` is right
+        noise = (x - t * expected) / (1 - t)                    # the noise in x, if `expected` is right
         if eta and later < 1:
-            kept = t * (1 - later) / (later * (1 - t))          # noise to signal afterwards, as a share of that before
+            kept = t * (1 - later) / (later * (1 - t))          # by how much the step lowers the ratio of noise to signal
             fresh = torch.randn(x.shape, device=x.device, generator=generator)
             renewed = eta * math.sqrt(1 - kept**2)
             noise = math.sqrt(1 - renewed**2) * noise + renewed * fresh
@@ -153,10 +153,10 @@ def sample(denoise: Denoise, noise: Tensor, times: list[float], eta: float = 0.0
 
 @torch.no_grad()
 def invert(denoise: Denoise, x: Tensor, times: list[float]) -> Tensor:
-    """Find the noise (b ...) from which `sample` draws x (b ...), by its steps backwards [DDIM sec. 4.3].
+    """Find the noise (b ...) that `sample` turns into x (b ...), by its steps in reverse [DDIM sec. 4.3].
 
-    A step from t to t' took the velocity at x(t). Backwards x(t) is not known yet: that at x(t') stands in for it, which is
-    nearly the same if the step is short.
+    The step from t to t' started at x(t), which is not known on the way back. x(t') stands in for it: the shorter the steps,
+    the smaller the error.
     """
     for t, later in reversed(list(zip(times, times[1:]))):
         expected = denoise(x, torch.full((len(x),), t, device=x.device))

@@ -59,8 +59,11 @@ def interpolate(bind: Bind, images: Tensor, z: Tensor, count: int, times: list[f
 def edit(bind: Bind, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float]) -> Tensor:
     """Turn the embedding z (1 e) of an image (1 3 h w) towards what the caption `new` (e) has and `old` (e) has not.
 
-    strengths (n): shares of the angle; the paper goes to between 0.25 and 0.5 -> (n 3 h w)
+    strengths (n): shares of the angle; the paper goes to between 0.25 and 0.5 -> (n 3 h w). Raises InputError if the two
+    captions have the same embedding.
     """
+    if torch.equal(old, new):
+        raise InputError("the two captions have the same embedding: there is nothing to change")
     noise = invert(bind(z), image, times)
     z = slerp(z[0], F.normalize(new - old, dim=-1), strengths)
     return sample(bind(z), repeat(noise, "1 c h w -> n c h w", n=len(z)), times)

@@ -39,9 +39,10 @@ class Whitening(nn.Module):
         self.register_buffer("std", torch.ones(width))
 
     def fit(self, z: Tensor) -> None:
-        """Measure mean and deviation over embeddings (images e)."""
+        """Measure mean and deviation over embeddings (images e). A number that is the same for all is not scaled."""
+        std = z.std(dim=0, correction=0)
         self.mean.copy_(z.mean(dim=0))
-        self.std.copy_(z.std(dim=0).clamp(min=1e-6))
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def forward(self, z: Tensor) -> Tensor:
         """Map embeddings (b e) -> (b e), whitened."""

@@ -1,18 +1,21 @@
 """The prior: draw the CLIP embedding of an image from a caption, by diffusion [unCLIP sec. 2.2].
 
-    words (b t d)   z_t (b e)   time (b)   noised z_i (b e)   query          the caption's tokens, each read by CLIP; the whole
-         |              |          |              |             |            caption's embedding; how much noise is left; the
-         +--------------+----------+--------------+-------------+            image's embedding, buried in it
-                                   |
-                         causal transformer (b t+4 d)
-                                                                |            the query comes last, so it has seen all others
-                                                             z_i (b e)
+    words (b t d)   z_t (b e)   time (b)   noised z_i (b e)   query (d)
+          |             |           |              |              |
+          +-------------+-----------+--------------+--------------+
+                                    |
+                       causal transformer (b t+4 d)
+                                                                  |
+                                                              z_i (b e)
 
-A caption fits many images, and each has an embedding of its own. One network that maps caption to embedding would learn the
-mean of them all, which is the embedding of none. The prior draws one of them.
+words are CLIP's features of the caption's tokens, z_t its embedding of the whole caption, z_i that of an image. The query
+comes last, so it sees all the others; what it turns into is the prediction.
 
-Where we depart: the path is straight (diffusion.py), the embeddings have unit length and are whitened. `schedule` "cosine" is
-that of the paper, which the published prior needs.
+A caption fits many images, and each has an embedding of its own. A network that maps captions straight to embeddings would
+learn the mean of these, which may be the embedding of no image. The prior samples one of them.
+
+Where we depart: the path is straight (diffusion.py), embeddings have unit length and are whitened. The paper's schedule,
+"cosine", is there for the published prior.
 """
 
 from dataclasses import dataclass
@@ -104,7 +107,7 @@ def draw_embeddings(prior: Prior, condition: tuple[Tensor, ...], empty: tuple[Te
     condition = tuple(repeat(part, "b ... -> (b candidates) ...", candidates=candidates) for part in condition)
     noise = torch.randn(b * candidates, e, device=condition[2].device, generator=generator)
     denoise = guided(prior, condition, empty, guidance)
-    bounded = lambda x, t: denoise(x, t).clamp(-10, 10)  # noqa: E731  in deviations; strong guidance leads further, into nowhere
+    bounded = lambda x, t: denoise(x, t).clamp(-10, 10)  # noqa: E731  in deviations, as Karlo: guidance can overshoot
     z = prior.image_whitening.inverse(sample(bounded, noise, even_times(steps), eta, generator))
     closeness = F.cosine_similarity(z, condition[2], dim=-1)
     best = rearrange(closeness, "(b candidates) -> b candidates", b=b).argmax(dim=1)

@@ -1,0 +1,1060 @@
+"""What mindalle.unclip promises: every name is a claim, and each can fail."""
+
+import copy
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from mindalle import InputError
+from mindalle.unclip import (
+    Decoder, DecoderConfig, Prior, PriorConfig, denoising_loss, draw_embeddings, drop, edit, even_times, expected_loss, guided,
+    interpolate, invert, mix, random_times, sample, sample_steps, slerp, variations,
+)
+from mindalle.unclip.decoder import AttentionBlock, Modulation, ResidualBlock
+from mindalle.unclip.diffusion import CLOSEST, SCHEDULES, like
+from mindalle.unclip.layers import TimeEmbedding, Whitening, sinusoids
+
+PRIOR = PriorConfig(embed_dim=6, token_width=5, text_length=4, width=16, layers=2, heads=2)
+DECODER = DecoderConfig(image_size=16, embed_dim=6, channels=8, heads=2, condition_width=16)
+
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+each_eta = pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=rng(seed), dtype=dtype)
+
+
+def perturbed(model: nn.Module) -> nn.Module:
+    """Add to all weights what makes the output depend visibly on every input: at first it is 0."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+    return model
+
+
+def new_prior(**changes) -> Prior:
+    torch.manual_seed(0)
+    return Prior(dataclasses.replace(PRIOR, **changes))
+
+
+def new_decoder(**changes) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(dataclasses.replace(DECODER, **changes))
+
+
+def captions(b: int, config: PriorConfig = PRIOR, seed: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Make words (b t d), a mask (b t) with 2, 3, 4, 2, ... words, and z_t (b e)."""
+    lengths = 2 + torch.arange(b) % (config.text_length - 1)
+    words = normal(b, config.text_length, config.token_width, seed=seed)
+    return words, torch.arange(config.text_length) < rearrange(lengths, "b -> b 1"), normal(b, config.embed_dim, seed=seed + 1)
+
+
+def no_caption(config: PriorConfig = PRIOR) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(part[0] for part in captions(1, config, seed=9))
+
+
+def gaussian(mean: Tensor | float, std: float):
+    """Return the ideal denoiser of x ~ N(mean, std²): x(t) is jointly normal with x, so E[x | x(t)] is linear."""
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        t = like(t, x)
+        return mean + t * std**2 / (t**2 * std**2 + (1 - t) ** 2) * (x - t * mean)
+
+    return denoise
+
+
+def finite(points: Tensor):
+    """Return the ideal denoiser of the points (n d), all equally likely: their mean, weighted by how likely each led to x(t)."""
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        apart = (rearrange(x, "b d -> b 1 d") - like(t, points[None]) * points).square().sum(dim=-1)      # (b n)
+        return torch.softmax(-apart / (2 * (1 - like(t, x)) ** 2), dim=1) @ points
+
+    return denoise
+
+
+# ----------------------------------------------------------------------------- diffusion: the step, against DDIM and DDPM
+
+# DDPM's schedule of 1000 steps, with data, ᾱ = 1, in front: ALPHA_BAR[step], 0 for data, 1000 for noise
+ALPHA = 1 - torch.cat([torch.zeros(1, dtype=torch.float64), torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)])
+ALPHA_BAR = ALPHA.cumprod(dim=0)
+SIZES = ALPHA_BAR.sqrt() + (1 - ALPHA_BAR).sqrt()  # DDPM's x is this many times ours
+TIMES = ALPHA_BAR.sqrt() / SIZES
+WEIGHTS = normal(5, 5, dtype=torch.float64)
+
+
+def network(y: Tensor, step: int) -> Tensor:
+    """Predict x0 from DDPM's x, at a step of its: an arbitrary smooth function."""
+    return torch.tanh(y @ WEIGHTS + step / 1000)
+
+
+def in_our_coordinates(x: Tensor, t: Tensor) -> Tensor:
+    step = (TIMES - t[0]).abs().argmin().item()
+    return network(x * SIZES[step], step)
+
+
+def ddim(y: Tensor, steps: list[int], eta: float, generator: torch.Generator):
+    """Take DDIM's steps as the paper writes them [eq. 12, 16]; yield its x after each."""
+    for step, later in zip(steps, steps[1:]):
+        x0 = network(y, step)
+        epsilon = (y - ALPHA_BAR[step].sqrt() * x0) / (1 - ALPHA_BAR[step]).sqrt()
+        sigma = (eta * ((1 - ALPHA_BAR[later]) / (1 - ALPHA_BAR[step])).sqrt()
+                 * (1 - ALPHA_BAR[step] / ALPHA_BAR[later]).sqrt())
+        y = ALPHA_BAR[later].sqrt() * x0 + (1 - ALPHA_BAR[later] - sigma**2).sqrt() * epsilon
+        if sigma > 0:
+            y = y + sigma * torch.randn(y.shape, generator=generator)
+        yield y
+
+
+@each_eta
+def test_every_step_is_ddims_in_other_coordinates(eta):
+    steps, y = [1000, 800, 790, 400, 30, 1, 0], normal(3, 5, dtype=torch.float64)
+    ours = sample_steps(in_our_coordinates, y / SIZES[1000], TIMES[steps].tolist(), eta, rng(1))
+    for x, expected, step in zip(ours, ddim(y, steps, eta, rng(1)), steps[1:], strict=True):
+        torch.testing.assert_close(x * SIZES[step], expected, rtol=0, atol=1e-6)
+
+
+def test_with_eta_1_a_step_draws_from_ddpms_posterior():
+    y = normal(3, 5, dtype=torch.float64)
+    for step in (2, 10, 300, 999):
+        alpha_bar, before, alpha = ALPHA_BAR[step], ALPHA_BAR[step - 1], ALPHA[step]
+        mean = (before.sqrt() * (1 - alpha) * network(y, step) + alpha.sqrt() * (1 - before) * y) / (1 - alpha_bar)
+        std = ((1 - before) / (1 - alpha_bar) * (1 - alpha)).sqrt()  # [DDPM eq. 7]
+        x = sample(in_our_coordinates, y / SIZES[step], TIMES[[step, step - 1]].tolist(), eta=1, generator=rng(1))
+        expected = mean + std * torch.randn(y.shape, generator=rng(1))
+        torch.testing.assert_close(x * SIZES[step - 1], expected, rtol=0, atol=1e-6)
+
+
+def test_ddims_coordinates_are_ours_divided_by_their_sum():
+    x, noise = normal(2, 1001, 3, dtype=torch.float64)
+    y = ALPHA_BAR.sqrt()[:, None] * x + (1 - ALPHA_BAR).sqrt()[:, None] * noise
+    torch.testing.assert_close(mix(x, noise, TIMES) * SIZES[:, None], y)
+
+
+# ------------------------------------------------------------------------------------- diffusion: drawing and inverting
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_ideal_denoiser_of_some_points_draws_one_of_them_ever_more_exactly(eta):
+    points, noise = torch.tensor([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.5]]), normal(512, 2)
+    errors = []
+    for steps in (1, 2, 3, 4, 6, 16):
+        x = sample(finite(points), noise, even_times(steps), eta, rng(1))
+        errors.append(torch.cdist(x, points).amin(dim=1).mean().item())
+    assert all(later < 0.8 * error for error, later in zip(errors, errors[1:])) and errors[-1] < 1e-4
+    assert len(torch.cdist(x, points).argmin(dim=1).unique()) == 3
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_each_point_is_drawn_as_often_as_the_data_has_it(eta):
+    points = torch.tensor([[1.0], [1.0], [1.0], [-1.0]])
+    x = sample(finite(points), normal(4000, 1), even_times(50), eta, rng(1))
+    assert (x > 0).float().mean().item() == pytest.approx(0.75, abs=0.03)  # 4 deviations of a count of 4000
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_ideal_denoiser_of_a_gaussian_draws_that_gaussian(eta):
+    x = sample(gaussian(3.0, 0.5), normal(4000, 1), even_times(100), eta, rng(1))
+    assert x.mean().item() == pytest.approx(3, abs=0.03) and x.std().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_one_step_ends_at_what_the_denoiser_expects_of_noise():
+    noise = normal(4, 2)
+    seen = []
+    x = sample(lambda x, t: seen.append((x, t)) or x.square(), noise, even_times(1), eta=1)
+    assert x.equal(noise.square()) and seen[0][0].equal(noise) and seen[0][1].equal(torch.zeros(4))
+
+
+@each_eta
+def test_the_last_step_adds_no_noise(eta):
+    *_, before, last = sample_steps(gaussian(0.0, 1.0), normal(4, 2), even_times(5), eta, rng(1))
+    torch.testing.assert_close(last, gaussian(0.0, 1.0)(before, torch.full((4,), 0.8)))
+
+
+def test_without_eta_the_noise_decides_and_the_generator_does_not():
+    draw = lambda eta, seed: sample(finite(normal(4, 2)), normal(8, 2, seed=1), even_times(8), eta, rng(seed))  # noqa: E731
+    assert draw(0.0, 1).equal(draw(0.0, 2)) and not draw(0.5, 1).allclose(draw(0.5, 2))
+
+
+def test_there_is_one_image_after_each_step_and_sample_returns_the_last():
+    steps = list(sample_steps(gaussian(0.0, 0.5), normal(4, 2), even_times(7)))
+    assert len(steps) == 7 and steps[-1].equal(sample(gaussian(0.0, 0.5), normal(4, 2), even_times(7)))
+
+
+def test_drawing_may_stop_and_go_on_where_it_stopped():
+    noise, times, denoise = normal(4, 2), even_times(8), finite(normal(3, 2, seed=1))
+    middle = sample(denoise, noise, times[:4])
+    assert sample(denoise, middle, times[3:]).equal(sample(denoise, noise, times))
+
+
+def test_even_times_lead_from_noise_to_data_in_equal_steps():
+    assert even_times(4) == [0, 0.25, 0.5, 0.75, 1] and even_times(1) == [0, 1]
+
+
+@pytest.mark.parametrize("times", [(0.0, 1.0), (0.25, 0.75), (0.0, 0.5), (0.5, 1.0)], ids=str)
+def test_inversion_gives_the_noise_back_with_an_error_of_first_order(times):
+    start, end = times
+    noise = normal(16, 3, dtype=torch.float64)
+    spread = lambda t: math.sqrt((0.5 * t) ** 2 + (1 - t) ** 2)  # noqa: E731  of x(t), where the mean has the share t
+    before, after = (2.0 * t + spread(t) * noise for t in times)
+    errors = []
+    for steps in (16, 32, 64, 128):
+        inner = [start + (end - start) * share for share in even_times(steps)]
+        errors.append((invert(gaussian(2.0, 0.5), after, inner) - before).abs().max().item())
+        forwards = (sample(gaussian(2.0, 0.5), before, inner) - after).abs().max().item()
+    assert all(1.7 < error / later < 2.3 for error, later in zip(errors, errors[1:])) and max(errors[-1], forwards) < 0.03
+
+
+def test_what_is_drawn_from_inverted_noise_is_the_original_ever_more_exactly():
+    points = torch.tensor([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.5]])
+    wide = lambda x, t: 0.9 * finite(points)(x, t) + 0.1 * gaussian(0.0, 1.0)(x, t)  # noqa: E731  not linear, but smooth
+    x = sample(wide, normal(32, 2), even_times(400))
+    errors = [(sample(wide, invert(wide, x, even_times(n)), even_times(n)) - x).norm(dim=1).mean().item() for n in (10, 40, 160, 640)]
+    assert all(later < error / 2 for error, later in zip(errors, errors[1:])) and errors[-1] < 0.01
+
+
+def test_drawing_and_inverting_build_no_graph_and_leave_the_callers_mode_alone():
+    layer = nn.Linear(2, 2)
+    denoise = lambda x, t: layer(x)  # noqa: E731
+    for x in sample_steps(denoise, normal(4, 2), even_times(3)):
+        assert not x.requires_grad and torch.is_grad_enabled()
+    assert not invert(denoise, x, even_times(3)).requires_grad and torch.is_grad_enabled()
+
+
+# ----------------------------------------------------------------------------------------------------------- guidance
+
+
+class Recorder:
+    """Stand in for a model: a function of every input, which keeps what it was called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, x: Tensor, t: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+        self.calls.append((x, t, z, mask))
+        return (torch.sin(x) + like(t, x)) * (1 + (z * mask).sum(dim=1, keepdim=True)) + z
+
+
+def guidance_inputs() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Make x (b c), t (b), a condition of two parts, z and mask (b c), and the empty one (c)."""
+    condition = normal(3, 2, seed=1), torch.tensor([[True, True], [False, True], [True, False]])
+    return normal(3, 2), torch.tensor([0.1, 0.5, 0.9]), condition, (normal(2, seed=2), torch.tensor([True, False]))
+
+
+def test_guidance_1_is_a_single_pass_of_the_plain_model():
+    x, t, condition, empty = guidance_inputs()
+    model = Recorder()
+    assert guided(model, condition, empty, 1)(x, t).equal(Recorder()(x, t, *condition))
+    assert [len(call[0]) for call in model.calls] == [3]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0, -1.0])
+def test_any_other_guidance_is_one_pass_of_both_and_equals_two_passes_combined_by_hand(guidance):
+    x, t, condition, empty = guidance_inputs()
+    model = Recorder()
+    prediction = guided(model, condition, empty, guidance)(x, t)
+    with_it, without = Recorder()(x, t, *condition), Recorder()(x, t, *(part.expand(3, 2) for part in empty))
+    torch.testing.assert_close(prediction, (1 - guidance) * without + guidance * with_it)
+    assert [len(call[0]) for call in model.calls] == [6]
+
+
+def test_guidance_0_ignores_the_condition():
+    x, t, condition, empty = guidance_inputs()
+    other = (normal(3, 2, seed=7), ~condition[1])
+    assert guided(Recorder(), condition, empty, 0)(x, t).equal(guided(Recorder(), other, empty, 0)(x, t))
+
+
+def test_the_empty_condition_takes_the_place_of_the_condition_alone_never_of_the_noised_x_or_the_time():
+    x, t, condition, empty = guidance_inputs()
+    model = Recorder()
+    guided(model, condition, empty, 2.0)(x, t)
+    seen = model.calls[0]
+    assert all(part.equal(torch.cat([ours, ours])) for part, ours in zip(seen, (x, t)))
+    assert all(part.equal(torch.stack([*ours, none, none, none])) for part, ours, none in zip(seen[2:], condition, empty))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_model_in_bf16_still_takes_steps_in_fp32(guidance):
+    x, t, condition, empty = guidance_inputs()
+    model = lambda *inputs: Recorder()(*inputs).bfloat16()  # noqa: E731
+    assert guided(model, condition, empty, guidance)(x, t).dtype == torch.float32
+
+
+def test_conditions_are_dropped_each_with_all_its_parts():
+    b = 2000
+    condition = (torch.ones(b, 3, 2), torch.ones(b, 3, dtype=torch.bool), torch.ones(b, dtype=torch.int64))
+    empty = (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), torch.tensor(0))
+    torch.manual_seed(0)
+    parts = drop(condition, empty, 0.3)
+    assert [(part.dtype, part.shape) for part in parts] == [(part.dtype, part.shape) for part in condition]
+    dropped = parts[2] == 0
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert parts[0].equal(repeat((~dropped).float(), "b -> b 3 2")) and parts[1].equal(repeat(~dropped, "b -> b 3"))
+
+
+def test_what_is_dropped_becomes_the_empty_condition_and_the_rest_stays():
+    condition, empty = captions(64), no_caption()
+    torch.manual_seed(0)
+    parts = drop(condition, empty, 0.5)
+    kept = [all(part[i].equal(ours[i]) for part, ours in zip(parts, condition)) for i in range(64)]
+    emptied = [all(part[i].equal(none) for part, none in zip(parts, empty)) for i in range(64)]
+    assert all(k != e for k, e in zip(kept, emptied)) and any(kept) and any(emptied)
+
+
+def test_probability_1_drops_all_and_0_drops_none():
+    condition, empty = captions(64), no_caption()
+    assert all(part.equal(none.expand_as(part)) for part, none in zip(drop(condition, empty, 1.0), empty))
+    assert all(part.equal(ours) for part, ours in zip(drop(condition, empty, 0.0), condition))
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_mixture_is_noise_at_0_data_at_1_and_between_them_their_weighted_mean():
+    x, noise, t = normal(4, 3, 2, 2), normal(4, 3, 2, 2, seed=1), torch.tensor([0.0, 1.0, 0.25, 0.5])
+    mixed = mix(x, noise, t)
+    assert mixed[0].equal(noise[0]) and mixed[1].equal(x[1])
+    torch.testing.assert_close(mixed[2:], torch.stack([0.25 * x[2] + 0.75 * noise[2], (x[3] + noise[3]) / 2]))
+
+
+def test_the_loss_is_the_mean_squared_error_of_the_velocity():
+    x, noise, prediction, t = normal(4, 3, 2, 2), normal(4, 3, 2, 2, seed=1), normal(4, 3, 2, 2, seed=2), torch.rand(4, generator=rng())
+    losses = []
+    for i in range(4):
+        at = t[i] * x[i] + (1 - t[i]) * noise[i]
+        velocity, predicted = x[i] - noise[i], (prediction[i] - at) / (1 - t[i])
+        losses.append((predicted - velocity).square().mean())
+    torch.testing.assert_close(denoising_loss(prediction, x, t), torch.stack(losses).mean())
+
+
+def test_the_loss_of_a_perfect_prediction_is_0_and_finite_even_at_data():
+    x, t = normal(3, 2), torch.tensor([0.0, 0.5, 1.0])
+    assert denoising_loss(x, x, t) == 0
+    torch.testing.assert_close(denoising_loss(x + 1, x, torch.ones(3)).item(), CLOSEST**-2)
+
+
+def test_the_loss_of_a_prediction_in_bf16_is_taken_in_fp32():
+    x, t = normal(64, 8), torch.rand(64, generator=rng())
+    loss = denoising_loss(torch.zeros(64, 8, dtype=torch.bfloat16), x, t)
+    assert loss.dtype == torch.float32 and loss == denoising_loss(torch.zeros(64, 8), x, t)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(mean=0.3, std=0.5)], ids=str)
+def test_times_are_logit_normal(changes):
+    t, (mean, std) = random_times(100_000, **changes, generator=rng()), changes.values() or (-0.8, 0.8)
+    assert t.min() > 0 and t.max() < 1 and t.shape == (100_000,)
+    for deviations, share in ((-1, 0.1587), (0, 0.5), (1, 0.8413)):
+        below = 1 / (1 + math.exp(-(mean + deviations * std)))
+        assert (t < below).float().mean().item() == pytest.approx(share, abs=0.006)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(mean=-0.2, std=0.5)], ids=str)
+def test_the_expected_loss_is_that_of_predicting_0_at_random_times(changes):
+    x = 3 * normal(1000, 4) + 1
+    t = random_times(1_000_000, **changes, generator=rng())
+    measured = denoising_loss(torch.zeros(1000, 4), x, t[:1000]).item() / ((1 - t[:1000]) ** -2).mean().item()  # about E[x²]
+    assert measured == pytest.approx(x.square().mean().item(), rel=0.1)
+    weight = denoising_loss(torch.zeros(len(t)), torch.ones(len(t)), t).item()
+    assert expected_loss(x, **changes) == pytest.approx(x.square().mean().item() * weight, rel=0.02)
+
+
+@pytest.mark.parametrize("model, shape, condition", [
+    (new_prior, (8, 6), captions(8)), (new_decoder, (8, 3, 16, 16), (normal(8, 6),)),
+], ids=["prior", "decoder"])
+def test_a_new_model_predicts_0_so_that_its_first_loss_is_known(model, shape, condition):
+    x, noise, t = normal(*shape), normal(*shape, seed=1), torch.linspace(0.05, 0.9, 8)
+    prediction = model()(mix(x, noise, t), t, *condition)
+    assert prediction.shape == shape and not prediction.any()
+    torch.testing.assert_close(denoising_loss(prediction, x, t), (x / like(1 - t, x)).square().mean())
+
+
+# ---------------------------------------------------------------------------------------------------------- schedules
+
+
+@each_schedule
+def test_in_every_schedule_data_is_data_and_an_example_is_scaled_and_timed_by_its_own_t(schedule):
+    x, t = normal(6, 3, 2), torch.tensor([1.0, 0.0, 0.2, 0.5, 0.8, 0.99])
+    scaled, steps = SCHEDULES[schedule](x, t)
+    torch.testing.assert_close(scaled[0], x[0])
+    assert scaled.shape == x.shape and steps.shape == t.shape
+    factors = scaled / x
+    torch.testing.assert_close(factors, repeat(factors[:, 0, 0], "b -> b 3 2"))
+    for i in range(6):
+        one, step = SCHEDULES[schedule](x[i : i + 1], t[i : i + 1])
+        assert one.equal(scaled[i : i + 1]) and step.equal(steps[i : i + 1])
+
+
+@each_schedule
+def test_in_every_schedule_the_steps_go_one_way_and_stay_within_what_the_waves_tell_apart(schedule):
+    _, steps = SCHEDULES[schedule](normal(1001, 2), torch.linspace(0, 1, 1001))
+    rises = steps.diff()
+    assert (rises >= 0).all() or (rises <= 0).all()
+    assert steps.min() >= 0 and steps.max() <= 1000 and abs(steps[0] - steps[-1]) > 900
+
+
+@each_schedule
+def test_in_every_schedule_a_prior_is_finite_at_all_times_and_depends_on_them(schedule):
+    prior, t = perturbed(new_prior(schedule=schedule)), torch.cat([torch.zeros(1), torch.logspace(-6, 0, 30), 1 - torch.logspace(-6, 0, 30)])
+    x = normal(1, 6).expand(len(t), 6)
+    z = prior(x, t, *(part.expand(len(t), *part.shape[1:]) for part in captions(1)))
+    assert z.isfinite().all()
+    assert torch.cdist(z[:1], z).max() > 0.05
+    assert draw_embeddings(prior, captions(2), no_caption(), steps=5, generator=rng()).isfinite().all()
+
+
+@each_schedule
+def test_a_prior_reads_x_and_the_time_as_its_schedule_gives_them(schedule):
+    prior, x, t, read = new_prior(schedule=schedule), normal(3, 6), torch.tensor([0.1, 0.5, 0.9]), []
+    for part in (prior.image_in, prior.time_in):
+        part.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    prior(x, t, *captions(3))
+    expected, steps = SCHEDULES[schedule](x, t)
+    assert len(read) == 2 and any(part.equal(expected) for part in read) and any(part.equal(steps) for part in read)
+
+
+def test_the_straight_path_is_read_as_it_is_with_time_in_thousandths():
+    x, steps = SCHEDULES["straight"](normal(3, 2), torch.tensor([0.0, 0.25, 1.0]))
+    assert x.equal(normal(3, 2)) and steps.tolist() == [0, 250, 1000]
+
+
+def test_the_cosine_schedule_is_that_of_improved_ddpm_at_each_of_its_steps():
+    f = torch.cos((torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2).square()
+    alpha_bar = (f / f[0])[1:]  # [eq. 17]; its step 0 already holds a little noise
+    x, noise = normal(2, 1000, 3, dtype=torch.float64)
+    root, rest = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    read, steps = SCHEDULES["cosine"](mix(x, noise, root / (root + rest)), root / (root + rest))
+    torch.testing.assert_close(read, root[:, None] * x + rest[:, None] * noise)
+    assert steps.equal(torch.arange(1000, dtype=torch.float64))
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
+
+
+def test_a_time_is_described_by_cosines_and_sines_of_ever_slower_waves():
+    steps = torch.tensor([0.0, 1.0, 250.0, 1000.0])
+    expected = [[wave(step * 10_000 ** (-i / 4)) for wave in (math.cos, math.sin) for i in range(4)] for step in steps.tolist()]
+    torch.testing.assert_close(sinusoids(steps, 8), torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_a_time_embedding_tells_a_thousand_times_apart():
+    torch.manual_seed(0)
+    vectors = TimeEmbedding(16)(torch.arange(1001.0))
+    assert vectors.shape == (1001, 16) and torch.pdist(vectors).min() > 0
+
+
+def test_a_time_embedding_is_an_mlp_over_the_waves():
+    torch.manual_seed(0)
+    embedding, steps = TimeEmbedding(16), torch.tensor([0.0, 3.5, 999.0])
+    (first, _, second), waves = embedding, sinusoids(steps, 16)
+    torch.testing.assert_close(embedding(steps), second(F.silu(first(waves))))
+
+
+def test_whitening_gives_mean_0_and_deviation_1_and_its_inverse_gives_the_embeddings_back():
+    z, whitening = 0.1 * normal(500, 6) * torch.arange(1, 7) + torch.arange(6), Whitening(6)
+    assert whitening(z).equal(z)  # before it has seen any
+    whitening.fit(z)
+    white = whitening(z)
+    torch.testing.assert_close(white.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(white.std(dim=0, correction=0), torch.ones(6))
+    torch.testing.assert_close(whitening.inverse(white), z)
+
+
+def test_whitening_does_not_scale_a_number_that_never_changes():
+    whitening, z, other = Whitening(2), normal(50, 2), normal(50, 2, seed=1)
+    z[:, 1] = 0.25
+    whitening.fit(z)
+    torch.testing.assert_close(whitening(other)[:, 1], other[:, 1] - 0.25)
+    assert whitening(z).isfinite().all() and whitening(z)[:, 0].std(correction=0).item() == pytest.approx(1)
+    torch.testing.assert_close(whitening.inverse(whitening(z)), z)
+
+
+def test_whitening_survives_a_data_set_of_one_image():
+    whitening = Whitening(2)
+    whitening.fit(normal(1, 2))
+    assert whitening(normal(1, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("new, names", [(new_prior, ("image_whitening", "text_whitening")), (new_decoder, ("whitening",))])
+def test_a_models_whitening_is_saved_with_it_and_is_not_trained(new, names):
+    model, other = new(), new()
+    for name in names:
+        getattr(model, name).fit(normal(20, 6, seed=3) + 4)
+    other.load_state_dict(model.state_dict())
+    assert all(getattr(other, name)(normal(2, 6)).equal(getattr(model, name)(normal(2, 6))) for name in names)
+    assert not any("whitening" in name for name, _ in model.named_parameters())
+
+
+# -------------------------------------------------------------------------------------------------------------- prior
+
+
+def test_what_stands_in_the_padding_never_matters():
+    prior, (words, mask, z_t), x, t = perturbed(new_prior()), captions(3), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
+    other = torch.where(rearrange(mask, "b t -> b t 1"), words, 100 * normal(3, 4, 5, seed=8))
+    assert not other.equal(words)
+    torch.testing.assert_close(prior(x, t, other, mask, z_t), prior(x, t, words, mask, z_t))
+    longest = prior(x, t, other, torch.ones_like(mask), z_t)
+    assert not longest[0].allclose(prior(x, t, words, mask, z_t)[0])  # the mask is what hides it
+
+
+def test_how_long_the_padding_is_never_matters():
+    prior, (words, mask, z_t), x, t = perturbed(new_prior()), captions(3), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
+    longer, weights = new_prior(text_length=7), prior.state_dict()
+    weights["positions"] = torch.cat([weights["positions"][:4], normal(3, 16, seed=8), weights["positions"][4:]])
+    longer.load_state_dict(weights)
+    padded = longer(x, t, torch.cat([words, normal(3, 3, 5, seed=8)], dim=1), F.pad(mask, (0, 3)), z_t)
+    torch.testing.assert_close(padded, prior(x, t, words, mask, z_t))
+
+
+def test_the_query_reads_words_caption_time_and_noised_embedding():
+    prior, x, t = perturbed(new_prior()), normal(3, 6).requires_grad_(), torch.tensor([0.1, 0.5, 0.9], requires_grad=True)
+    words, mask, z_t = captions(3)
+    words.requires_grad_(), z_t.requires_grad_()
+    prior(x, t, words, mask, z_t).square().sum().backward()
+    assert all(inputs.grad.flatten(1).norm(dim=1).min() > 1e-4 for inputs in (x, z_t)) and t.grad.abs().min() > 1e-6
+    assert ((words.grad.norm(dim=2) > 1e-5) == mask).all()
+    assert all(parameter.grad.norm() > 1e-4 for parameter in prior.parameters())  # the query itself is one
+
+
+@pytest.mark.parametrize("model, inputs", [
+    (new_prior, (normal(4, 6), torch.rand(4, generator=rng()), *captions(4))),
+    (new_decoder, (normal(4, 3, 16, 16), torch.rand(4, generator=rng()), normal(4, 6, seed=1))),
+], ids=["prior", "decoder"])
+def test_each_example_is_denoised_at_its_own_time_under_its_own_condition(model, inputs):
+    model = perturbed(model())
+    alone = torch.cat([model(*(part[i : i + 1] for part in inputs)) for i in range(4)])
+    torch.testing.assert_close(model(*inputs), alone)
+
+
+def test_no_token_of_the_prior_sees_a_later_one():
+    prior, kept = perturbed(new_prior()), []
+    prior.blocks[-1].register_forward_hook(lambda module, inputs, tokens: kept.append(tokens))
+    words, _, z_t = (part.requires_grad_(part.is_floating_point()) for part in captions(1))
+    x, t = normal(1, 6).requires_grad_(), torch.tensor([0.5], requires_grad=True)
+    prior(x, t, words, torch.ones(1, 4, dtype=torch.bool), z_t)
+    for i in range(8):  # four words, caption, time, noised embedding, query
+        gradients = torch.autograd.grad(kept[0][0, i].square().sum(), (words, z_t, t, x), retain_graph=True, materialize_grads=True)
+        seen = [*(gradients[0][0].norm(dim=1) > 0).tolist(), *(bool(gradient.any()) for gradient in gradients[1:])]
+        assert seen == [j <= i for j in range(7)]
+
+
+def test_the_prior_reads_the_order_of_the_words():
+    prior, (words, _, z_t), x, t = perturbed(new_prior()), captions(2), normal(2, 6), torch.rand(2, generator=rng())
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    assert not prior(x, t, words[:, [1, 0, 2, 3]], mask, z_t).allclose(prior(x, t, words, mask, z_t), atol=1e-3)
+
+
+def test_every_token_of_the_prior_has_a_position_of_its_own():
+    prior, inputs = perturbed(new_prior()), (normal(2, 6), torch.rand(2, generator=rng()), *captions(2))
+    before = prior(*inputs)
+    for place in (0, 1, 4, 5, 6, 7):  # the first two words, which all captions have, then what follows the padding
+        changed = copy.deepcopy(prior)
+        changed.positions.data[place] += 1 + torch.arange(16) % 3
+        assert not changed(*inputs).allclose(before, atol=1e-3)
+
+
+def test_the_prior_whitens_the_caption_and_unwhitens_what_it_draws():
+    prior, other, (words, mask, z_t) = perturbed(new_prior()), perturbed(new_prior()), captions(3)
+    mean, std = normal(6, seed=4), 0.5 + torch.rand(6, generator=rng())
+    other.text_whitening.mean.copy_(mean), other.text_whitening.std.copy_(std)
+    x, t = normal(3, 6), torch.rand(3, generator=rng())
+    torch.testing.assert_close(other(x, t, words, mask, z_t * std + mean), prior(x, t, words, mask, z_t))
+
+    draw = functools.partial(draw_embeddings, condition=(words, mask, z_t), empty=no_caption(), steps=4, candidates=1)
+    white = draw(prior, generator=rng())
+    prior.image_whitening.mean.copy_(mean), prior.image_whitening.std.copy_(std)
+    torch.testing.assert_close(draw(prior, generator=rng()), white * std + mean)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("b", [1, 3])
+def test_of_the_candidates_the_one_closest_to_the_caption_is_kept(b, guidance):
+    prior, condition, empty = perturbed(new_prior()), captions(b), no_caption()
+    prior.image_whitening.fit(normal(20, 6, seed=3) + 0.3)
+    drawn = draw_embeddings(prior, condition, empty, steps=6, guidance=guidance, candidates=5, generator=rng())
+    many, generator = [torch.repeat_interleave(part, 5, dim=0) for part in condition], rng()
+    noise = torch.randn(5 * b, 6, generator=generator)
+    z = prior.image_whitening.inverse(sample(guided(prior, many, empty, guidance), noise, even_times(6), 1.0, generator))
+    choices = []
+    for i in range(b):
+        cosines = [F.cosine_similarity(z[5 * i + k], condition[2][i], dim=0).item() for k in range(5)]
+        choices.append(cosines.index(max(cosines)))
+        assert max(cosines) - sorted(cosines)[-2] > 1e-4  # no tie that rounding decides
+        torch.testing.assert_close(drawn[i], z[5 * i + choices[-1]])
+    assert b == 1 or len(set(choices)) > 1
+
+
+def test_embeddings_are_bounded_where_guidance_leads_further():
+    prior = new_prior()
+    prior.out.bias.data.copy_(torch.tensor([99.0, -99, 9, 0, 10, 11]))
+    z = draw_embeddings(prior, captions(2), no_caption(), steps=3, generator=rng())
+    torch.testing.assert_close(z, torch.tensor([10.0, -10, 9, 0, 10, 10]).expand(2, 6))
+
+
+def test_embeddings_are_drawn_in_25_steps_of_ddpm_without_guidance_of_two_candidates():
+    prior, condition, empty = perturbed(new_prior()), captions(2), no_caption()
+    spelled = draw_embeddings(prior, condition, empty, steps=25, eta=1.0, guidance=1.0, candidates=2, generator=rng())
+    assert draw_embeddings(prior, condition, empty, generator=rng()).equal(spelled) and not spelled.requires_grad
+    for change in (dict(steps=24), dict(eta=0.5), dict(guidance=1.5), dict(candidates=3)):
+        assert not draw_embeddings(prior, condition, empty, **change, generator=rng()).allclose(spelled, atol=1e-4)
+
+
+@functools.cache
+def taught() -> tuple[Prior, tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Train a prior for which either of two captions fits two opposite embeddings -> it, the captions, embeddings (2 2 e)."""
+    torch.manual_seed(0)
+    prior = Prior(PriorConfig(embed_dim=2, token_width=2, text_length=1, width=32, layers=1, heads=2))
+    embeddings = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[0.0, 1.0], [0.0, -1.0]]])
+    words, mask, z_t = torch.eye(2)[:, None], torch.ones(2, 1, dtype=torch.bool), torch.tensor([[1.0, 0.1], [0.1, -1.0]])
+    prior.image_whitening.fit(embeddings.flatten(0, 1))
+    optimiser = torch.optim.Adam(prior.parameters(), 5e-3)
+    for step in range(300):
+        which, either = torch.randint(2, (2, 128))
+        x = prior.image_whitening(embeddings[which, either])
+        t = random_times(128)
+        loss = denoising_loss(prior(mix(x, torch.randn_like(x), t), t, words[which], mask[which], z_t[which]), x, t)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return prior, (words, mask, z_t), embeddings
+
+
+def test_where_two_embeddings_fit_a_caption_the_prior_learns_to_draw_either_and_not_their_mean():
+    prior, condition, embeddings = taught()
+    many = tuple(torch.repeat_interleave(part, 100, dim=0) for part in condition)
+    z = draw_embeddings(prior, many, tuple(part[0] for part in condition), candidates=1, generator=rng())
+    for caption, drawn in enumerate(z.chunk(2)):
+        apart = torch.cdist(drawn, embeddings[caption])                                      # (100 2)
+        assert (apart.amin(dim=1) < 0.3).float().mean() > 0.9                                # their mean is 1 from both
+        assert 0.3 < apart.argmin(dim=1).float().mean() < 0.7
+
+
+def test_of_many_candidates_the_caption_keeps_the_embedding_that_it_is_close_to():
+    prior, condition, embeddings = taught()
+    z = draw_embeddings(prior, condition, tuple(part[0] for part in condition), candidates=16, generator=rng())
+    torch.testing.assert_close(z, torch.stack([embeddings[0, 0], embeddings[1, 1]]), rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("name", ["embed_dim", "token_width", "text_length", "width", "layers", "heads"])
+@pytest.mark.parametrize("value", [0, -2, 1.5, "4"])
+def test_a_size_of_a_prior_that_is_no_whole_number_is_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f"^{name} is {value!r}: make it"):
+        PriorConfig(**{name: value})
+
+
+@pytest.mark.parametrize("nonsense, message", [
+    (dict(width=130), "width 130 .* 4 heads"), (dict(width=15, heads=5), "width 15 must be even"), (dict(schedule="sine"), "schedule 'sine'"),
+])
+def test_a_prior_that_cannot_be_built_is_refused_by_name(nonsense, message):
+    with pytest.raises(InputError, match=message):
+        PriorConfig(**nonsense)
+
+
+# ------------------------------------------------------------------------------------------------------------ decoder
+
+SHAPES = [dict(multipliers=(1,)), dict(multipliers=(1, 2)), dict(multipliers=(1, 2, 2)), dict(patch_size=1), dict(patch_size=4),
+          dict(image_size=32), dict(image_size=64, patch_size=4, multipliers=(1, 2, 4)), dict(blocks=2), dict(image_size=12)]
+each_shape = pytest.mark.parametrize("changes", SHAPES, ids=str)
+
+
+@each_shape
+def test_every_decoder_starts_gray_and_then_depends_on_image_time_and_embedding_with_all_its_weights(changes):
+    decoder = new_decoder(**changes)
+    side = decoder.config.image_size
+    x, t, z = normal(2, 3, side, side), torch.tensor([0.3, 0.6], requires_grad=True), normal(2, 6).requires_grad_()
+    assert decoder(x, t, z).equal(torch.zeros(2, 3, side, side))
+    assert decoder.positions.shape[1:] == (decoder.config.grid, decoder.config.grid)
+
+    x.requires_grad_()
+    image = perturbed(decoder)(x, t, z)
+    assert image.shape == x.shape
+    image.square().sum().backward()
+    assert t.grad.abs().min() > 1e-4 and z.grad.norm(dim=1).min() > 1e-4
+    assert (x.grad.abs() > 0).float().mean() > 0.99
+    assert not [name for name, parameter in decoder.named_parameters() if parameter.grad is None or parameter.grad.norm() < 1e-5]
+
+
+@each_shape
+def test_a_change_of_the_image_changes_the_prediction_most_at_the_same_place(changes):
+    decoder = new_decoder(**changes)
+    side = decoder.config.image_size
+    nn.init.normal_(decoder.conv_out.weight)
+    for level in decoder.levels:  # what passes by the skips would be in its place even if the rest were not
+        channels = level.up[0].conv2.out_channels
+        level.up[0].shortcut.weight.data[:, channels:] = 0
+    x, t, z = normal(1, 3, side, side), torch.tensor([0.5]), normal(1, 6)
+    near = side // decoder.config.grid * 3  # two convolutions of 3 places, and one place more
+    for row, column in ((1, 1), (1, side - 2), (side - 2, 1), (side - 2, side - 2), (side // 2, side // 4)):
+        changed = x.clone()
+        changed[0, :, row, column] += 5
+        apart = (decoder(changed, t, z) - decoder(x, t, z)).abs().sum(dim=(0, 1))
+        places = (apart > 0.5 * apart.max()).nonzero()
+        assert (places - torch.tensor([row, column])).abs().max() < near
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_the_skip_connection_of_each_level_reaches_the_output(level):
+    decoder = perturbed(new_decoder(multipliers=(1, 2, 2)))
+    decoder.levels[level].enlarge.weight.data.zero_()  # nothing comes up from below
+    decoder(normal(2, 3, 16, 16), torch.tensor([0.3, 0.6]), normal(2, 6)).square().sum().backward()
+    assert all(parameter.grad.norm() > 1e-4 for parameter in decoder.levels[level].down.parameters())
+    assert not decoder.levels[level].shrink.weight.grad.any()
+
+
+def test_the_decoder_whitens_the_embedding_and_takes_the_mean_for_none():
+    decoder, other = perturbed(new_decoder()), perturbed(new_decoder())
+    other.whitening.fit(normal(20, 6, seed=3) + 0.3)
+    x, t, z = normal(2, 3, 16, 16), torch.tensor([0.3, 0.6]), normal(2, 6)
+    torch.testing.assert_close(other(x, t, other.whitening.inverse(z)), decoder(x, t, z))
+    assert other.empty.equal(other.whitening.mean) and other.empty.shape == (6,)
+    torch.testing.assert_close(other(x, t, other.empty.expand(2, 6)), decoder(x, t, torch.zeros(2, 6)))
+
+
+def test_the_decoder_counts_time_in_thousandths():
+    decoder, steps = new_decoder(), []
+    decoder.time_in.register_forward_pre_hook(lambda module, inputs: steps.extend(inputs[0].tolist()))
+    decoder(normal(3, 3, 16, 16), torch.tensor([0.0, 0.25, 1.0]), normal(3, 6))
+    assert steps == [0, 250, 1000]
+
+
+def test_all_blocks_of_the_decoder_read_one_condition_of_time_and_embedding():
+    decoder, read = perturbed(new_decoder()), []
+    for module in decoder.modules():
+        if isinstance(module, Modulation):
+            module.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    t, z = torch.tensor([0.3, 0.6]), normal(2, 6)
+    decoder(normal(2, 3, 16, 16), t, z)
+    (_, linear, _), (first, _, second) = decoder.condition, decoder.image_in
+    expected = F.silu(linear(F.silu(decoder.time_in(1000 * t) + second(F.silu(first(z))))))
+    assert len(read) == 5  # one on the way down, three in the middle, one on the way up
+    for condition in read:
+        torch.testing.assert_close(condition, expected)
+
+
+def test_a_decoder_whose_blocks_do_nothing_yet_is_its_convolutions_alone():
+    decoder, x = new_decoder(multipliers=(1, 2), patch_size=4), normal(2, 3, 16, 16)
+    nn.init.normal_(decoder.conv_out.weight), nn.init.normal_(decoder.conv_out.bias)
+    (level,), (shortcut,) = decoder.levels, [block.shortcut for block in decoder.levels[0].up]
+    fine = F.conv2d(F.pixel_unshuffle(x, 4), decoder.conv_in.weight, decoder.conv_in.bias, padding=1)                # (b c 4 4)
+    coarse = F.conv2d(fine, level.shrink.weight, level.shrink.bias, stride=2) + decoder.positions                    # (b 2c 2 2)
+    up = F.pixel_shuffle(F.conv2d(coarse, level.enlarge.weight, level.enlarge.bias), 2)
+    up = F.conv2d(torch.cat([up, fine], dim=1), shortcut.weight, shortcut.bias)
+    out = F.conv2d(F.silu(F.group_norm(up, 2)), decoder.conv_out.weight, decoder.conv_out.bias, padding=1)
+    torch.testing.assert_close(decoder(x, torch.tensor([0.3, 0.6]), normal(2, 6)), F.pixel_shuffle(out, 4))
+
+
+def test_a_residual_block_is_that_of_improved_ddpm():
+    torch.manual_seed(0)
+    block, x, condition = perturbed(ResidualBlock(16, 24, condition=5)).double(), normal(2, 16, 4, 4).double(), normal(2, 5).double()
+    scale, shift = F.linear(condition, block.modulation.weight, block.modulation.bias)[:, :, None, None].chunk(2, dim=1)
+    hidden = F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias))  # groups of four channels
+    hidden = F.conv2d(hidden, block.conv1.weight, block.conv1.bias, padding=1)
+    hidden = F.group_norm(hidden, 2, block.norm2.weight, block.norm2.bias) * (1 + scale) + shift
+    change = F.conv2d(F.silu(hidden), block.conv2.weight, block.conv2.bias, padding=1)
+    torch.testing.assert_close(block(x, condition), F.conv2d(x, block.shortcut.weight, block.shortcut.bias) + change)
+
+
+def test_an_attention_block_is_dits_with_adaln_zero():
+    torch.manual_seed(0)
+    block, x, condition = perturbed(AttentionBlock(8, heads=2, condition=5)).double(), normal(2, 8, 3, 4).double(), normal(2, 5).double()
+    modulation = F.linear(condition, block.modulation.weight, block.modulation.bias)[:, None].chunk(6, dim=2)
+    shifted = lambda tokens, scale, shift: F.layer_norm(tokens, (8,)) * (1 + scale) + shift  # noqa: E731
+    tokens = rearrange(x, "b c h w -> b (h w) c")
+    q, k, v = (rearrange(part, "b n (k c) -> b k n c", k=2)
+               for part in block.attention.qkv(shifted(tokens, *modulation[:2])).chunk(3, dim=2))
+    tokens = tokens + modulation[2] * block.attention.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b k n c -> b n (k c)"))
+    hidden = F.gelu(block.mlp.expand(shifted(tokens, *modulation[3:5])))
+    tokens = tokens + modulation[5] * block.mlp.contract(hidden)
+    torch.testing.assert_close(block(x, condition), rearrange(tokens, "b (h w) c -> b c h w", h=3))
+
+
+def test_a_block_changes_nothing_at_first():
+    torch.manual_seed(0)
+    x, condition = normal(2, 8, 4, 4), normal(2, 5)
+    assert ResidualBlock(8, 8, condition=5)(x, condition).equal(x)
+    assert AttentionBlock(8, heads=2, condition=5)(x, condition).equal(x)
+
+
+@pytest.mark.parametrize("name", ["image_size", "embed_dim", "patch_size", "channels", "blocks", "heads", "condition_width"])
+@pytest.mark.parametrize("value", [0, -2, 1.5, "4"])
+def test_a_size_of_a_decoder_that_is_no_whole_number_is_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f"^{name} is {value!r}: make it"):
+        DecoderConfig(**{name: value})
+
+
+@pytest.mark.parametrize("nonsense, message", [
+    (dict(image_size=34), "image_size 34 .* patch_size 2 and 1 halvings"), (dict(patch_size=3), "image_size 32 .* patch_size 3"),
+    (dict(multipliers=(1, 1, 1, 1, 1, 1)), "image_size 32 .* 5 halvings"), (dict(heads=7), "96 channels, no multiple of 7 heads"),
+    (dict(condition_width=33), "condition_width is 33: make it even"), (dict(multipliers=()), r"multipliers are \(\)"),
+    (dict(multipliers=(1, 0)), r"multipliers are \(1, 0\)"),
+    (dict(multipliers=(1.5,)), r"multipliers are \(1.5,\)"),
+], ids=str)
+def test_a_decoder_that_cannot_be_built_is_refused_by_name(nonsense, message):
+    with pytest.raises(InputError, match=message):
+        DecoderConfig(**nonsense)
+
+
+def test_the_heads_need_divide_no_other_level_than_the_coarsest():
+    config = dataclasses.replace(DECODER, channels=6, multipliers=(1, 2), heads=4)
+    assert Decoder(config)(normal(1, 3, 16, 16), torch.rand(1, generator=rng()), normal(1, 6)).shape == (1, 3, 16, 16)
+    with pytest.raises(InputError, match="the coarsest level has 12 channels, no multiple of 8 heads"):
+        dataclasses.replace(DECODER, channels=6, multipliers=(4, 2), heads=8)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6, 9, 18, 48, 50, 64, 100])
+def test_a_decoder_of_any_number_of_channels_either_is_refused_or_can_be_built(channels):
+    try:
+        config = dataclasses.replace(DECODER, channels=channels, heads=1)
+    except InputError:
+        return
+    Decoder(config)
+
+
+# ----------------------------------------------------------------------------------------------- dropped conditions
+
+
+def test_a_dropped_caption_changes_nothing():
+    prior, x, t = perturbed(new_prior()), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
+    one, other = (drop(captions(3, seed=seed), no_caption(), 1.0) for seed in (5, 20))
+    assert prior(x, t, *one).equal(prior(x, t, *other))
+    assert not prior(x, t, *captions(3, seed=5)).allclose(prior(x, t, *one), atol=1e-3)
+
+
+def test_a_dropped_embedding_changes_nothing():
+    decoder, x, t = perturbed(new_decoder()), normal(3, 3, 16, 16), torch.tensor([0.1, 0.5, 0.9])
+    one, other = (drop((normal(3, 6, seed=seed),), (decoder.empty,), 1.0) for seed in (5, 20))
+    assert decoder(x, t, *one).equal(decoder(x, t, *other))
+    assert not decoder(x, t, normal(3, 6, seed=5)).allclose(decoder(x, t, *one), atol=1e-3)
+
+
+# --------------------------------------------------------------------------------------------------------------- edit
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4, 4)], ids=str)
+def test_equal_shares_of_a_great_circle_are_equal_angles_between_vectors_of_unit_length(shape):
+    a, b = (x / x.norm() for x in normal(2, *shape, dtype=torch.float64))
+    path = slerp(a, b, torch.linspace(0, 1, 6, dtype=torch.float64)).flatten(1)
+    torch.testing.assert_close(path.norm(dim=1), torch.ones(6, dtype=torch.float64))
+    angles = torch.acos((path[1:] * path[:-1]).sum(dim=1))
+    torch.testing.assert_close(angles, torch.acos((a * b).sum()).expand(5) / 5)
+    torch.testing.assert_close(path[[0, -1]], torch.stack([a, b]).flatten(1))
+
+
+@pytest.mark.parametrize("angle", [2e-3, 0.1, 0.5, 2.0, 3.1])
+def test_a_share_of_the_great_circle_is_that_share_of_the_angle(angle):
+    at = lambda angle: torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)  # noqa: E731
+    shares = [0.0, 0.3, 0.5, 1.0]
+    torch.testing.assert_close(slerp(at(0.2), at(0.2 + angle), torch.tensor(shares, dtype=torch.float64)),
+                               torch.stack([at(0.2 + share * angle) for share in shares]), rtol=0, atol=1e-7)
+
+
+def test_between_noises_of_different_length_the_ends_are_right_and_the_middle_is_no_shorter():
+    a, b = normal(3, 16, 16), 1.1 * normal(3, 16, 16, seed=1)
+    first, middle, last = slerp(a, b, torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(first, a), torch.testing.assert_close(last, b)
+    assert a.norm() < middle.norm() < b.norm() and torch.lerp(a, b, 0.5).norm() < 0.8 * a.norm()
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-4, 3e-3])
+def test_between_vectors_that_are_as_good_as_equal_nothing_is_divided_by_0(apart):
+    a, shares = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.25, 1.0])
+    b = F.normalize(a + torch.tensor([0.0, apart, 0.0]), dim=0)
+    torch.testing.assert_close(slerp(a, b, shares), a + shares[:, None] * (b - a), rtol=0, atol=1e-6)
+
+
+def test_between_a_vector_and_itself_lies_that_vector_however_its_cosine_is_rounded():
+    for a in normal(200, 48):
+        torch.testing.assert_close(slerp(a, a, torch.tensor([0.0, 0.5, 1.0])), a.expand(3, 48))
+
+
+def test_opposite_vectors_are_refused():
+    a = normal(6)
+    with pytest.raises(InputError, match="the two are opposite"):
+        slerp(a, -2 * a, torch.tensor([0.5]))
+    assert slerp(a, -a + 0.1 * normal(6, seed=1), torch.tensor([0.5])).isfinite().all()
+
+
+STD, PROJECTION = 0.5, normal(6, 3, 4, 4, seed=30)
+TIMES_64 = even_times(64)
+
+
+class Binder:
+    """A decoder in closed form: the images of an embedding are a Gaussian around `centre(z)`. Keeps what it was bound to."""
+
+    def __init__(self):
+        self.bound = []
+
+    def __call__(self, z: Tensor):
+        self.bound.append(z)
+        return gaussian(centre(z), STD)
+
+
+def centre(z: Tensor) -> Tensor:
+    return einsum(z, PROJECTION, "b e, e c h w -> b c h w")
+
+
+def images_and_embeddings(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Make embeddings (n e), unit vectors, noise (n 3 4 4), and the images (n 3 4 4) of both -> images, embeddings, noise"""
+    z, noise = F.normalize(normal(count, 6, seed=31), dim=1), normal(count, 3, 4, 4, seed=32)
+    return centre(z) + STD * noise, z, noise
+
+
+def test_variations_without_eta_are_the_image_itself():
+    image, z, _ = images_and_embeddings(1)
+    errors = [(variations(Binder(), image, z, 3, even_times(n), eta=0) - image).abs().max().item() for n in (16, 64, 256)]
+    assert all(later < error / 3 for error, later in zip(errors, errors[1:])) and errors[-1] < 0.02
+
+
+def test_variations_have_the_embedding_of_the_image_and_differ_from_it_and_from_each_other():
+    image, z, noise = images_and_embeddings(1)
+    bind = Binder()
+    drawn = variations(bind, image, z, 40, TIMES_64, generator=rng())
+    assert drawn.shape == (40, 3, 4, 4) and all(bound.equal(z.expand_as(bound)) for bound in bind.bound)
+    remainder = (drawn - centre(z)) / STD  # all that z does not determine: noise again, independent in each
+    assert remainder.std().item() == pytest.approx(1, abs=0.1) and remainder.mean().abs() < 0.1
+    correlations = torch.corrcoef(torch.cat([noise, remainder]).flatten(1))
+    assert (correlations - torch.eye(41)).abs().max() < 0.7 and (correlations - torch.eye(41)).abs().mean() < 0.2
+
+
+def test_the_higher_eta_the_less_of_the_image_is_left_in_its_variations():
+    image, z, _ = images_and_embeddings(1)
+    apart = [(variations(Binder(), image, z, 8, TIMES_64, eta, rng()) - image).square().mean().item() for eta in (0, 0.2, 0.5, 1)]
+    assert all(a < 0.8 * b for a, b in zip(apart, apart[1:]))
+
+
+def test_the_way_from_one_image_to_another_begins_and_ends_with_them():
+    images, z, noise = images_and_embeddings(2)
+    bind = Binder()
+    way = interpolate(bind, images, z, 5, even_times(256))
+    assert way.shape == (5, 3, 4, 4)
+    torch.testing.assert_close(way[[0, -1]], images, rtol=0, atol=0.02)
+    shares = torch.linspace(0, 1, 5)
+    torch.testing.assert_close(bind.bound[-1], slerp(*z, shares))
+    torch.testing.assert_close(way, centre(slerp(*z, shares)) + STD * slerp(*noise, shares), rtol=0, atol=0.05)
+
+
+def test_an_edit_turns_the_embedding_towards_the_difference_of_two_captions_by_shares_of_the_angle():
+    image, z, _ = images_and_embeddings(1)
+    bind, old, new, strengths = Binder(), normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 0.5, 1.0])
+    edit(bind, image, z, old, new, strengths, TIMES_64)
+    assert bind.bound[0].equal(z)
+    angle = lambda a: torch.acos(F.cosine_similarity(a, new - old, dim=1))  # noqa: E731
+    torch.testing.assert_close(angle(bind.bound[1])[:-1], (1 - strengths[:-1]) * angle(z))
+    torch.testing.assert_close(bind.bound[1][-1], (new - old) / (new - old).norm())
+    torch.testing.assert_close(bind.bound[1].norm(dim=1), torch.ones(4))
+
+
+def test_an_edit_keeps_the_noise_so_that_strength_0_gives_the_image_back():
+    image, z, _ = images_and_embeddings(1)
+    bind = Binder()
+    drawn = edit(bind, image, z, normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 0.5]), even_times(256))
+    torch.testing.assert_close(drawn[:1], image, rtol=0, atol=0.02)
+    torch.testing.assert_close(drawn - image, centre(bind.bound[1] - z), rtol=0, atol=0.03)
+
+
+def test_an_edit_between_captions_of_the_same_embedding_is_refused():
+    image, z, _ = images_and_embeddings(1)
+    with pytest.raises(InputError, match="the two captions have the same embedding"):
+        edit(Binder(), image, z, normal(6), normal(6), torch.tensor([0.5]), TIMES_64)
+
+
+# -------------------------------------------------------------------------------------------------------------- purity
+
+IMAGES, Z, NOISE = images_and_embeddings(2)
+T = torch.tensor([0.2, 0.7])
+CALLS = {
+    "mix": lambda g, *args: mix(*args), "denoising_loss": lambda g, *args: denoising_loss(*args),
+    "drop": lambda g, *args: torch.cat([part.flatten(1).float() for part in drop(*args)], dim=1),
+    "guided": lambda g, *args: guided(Recorder(), args[2:4], args[4:], 2.0)(*args[:2]),
+    "sample": lambda g, *args: sample(gaussian(1.0, 0.5), *args, 0.5, g), "invert": lambda g, *args: invert(gaussian(1.0, 0.5), *args),
+    "slerp": lambda g, *args: slerp(*args), "variations": lambda g, *args: variations(Binder(), *args, generator=g),
+    "interpolate": lambda g, *args: interpolate(Binder(), *args), "edit": lambda g, *args: edit(Binder(), *args),
+    "prior": lambda g, *args: perturbed(new_prior())(*args), "decoder": lambda g, *args: perturbed(new_decoder())(*args),
+    "draw_embeddings": lambda g, *args: draw_embeddings(perturbed(new_prior()), *args, steps=3, guidance=2.0, generator=g),
+    **{schedule: lambda g, *args, schedule=schedule: SCHEDULES[schedule](*args)[0] for schedule in SCHEDULES},
+}
+ARGUMENTS = {
+    "mix": (IMAGES, NOISE, T), "denoising_loss": (IMAGES, NOISE, T), "drop": (captions(2), no_caption(), 0.5),
+    "guided": (normal(2, 6), T, normal(2, 6), normal(2, 6) > 0, normal(6), normal(6) > 0),
+    "sample": (NOISE, TIMES_64), "invert": (IMAGES, TIMES_64), "slerp": (Z[0], Z[1], T), "variations": (IMAGES[:1], Z[:1], 3, TIMES_64),
+    "interpolate": (IMAGES, Z, 3, TIMES_64), "edit": (IMAGES[:1], Z[:1], normal(6), normal(6, seed=1), T, TIMES_64),
+    "prior": (normal(2, 6), T, *captions(2)), "decoder": (normal(2, 3, 16, 16), T, normal(2, 6)),
+    "draw_embeddings": (captions(2), no_caption()), **{schedule: (IMAGES, T) for schedule in SCHEDULES},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_seed_gives_the_same_result_and_no_argument_is_changed(name):
+    arguments = copy.deepcopy(ARGUMENTS[name])
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        results.append(CALLS[name](rng(3), *arguments))
+    assert results[0].equal(results[1])
+    torch.testing.assert_close(arguments, ARGUMENTS[name], rtol=0, atol=0)
+
+
+def test_a_generator_of_its_own_leaves_the_global_one_alone():
+    prior, before = perturbed(new_prior()), torch.random.get_rng_state()
+    random_times(3, generator=rng())
+    sample(gaussian(0.0, 1.0), normal(2, 2), even_times(3), 1.0, rng())
+    variations(Binder(), IMAGES[:1], Z[:1], 2, even_times(3), generator=rng())
+    draw_embeddings(prior, captions(2), no_caption(), steps=2, generator=rng())
+    assert torch.random.get_rng_state().equal(before)
+
+
+# ------------------------------------------------------------------------------------------------------------ both parts
+
+
+def trained_on(model, x, condition, empty, steps):
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(steps):
+        indices = torch.randint(len(x), (64,))
+        t, noise = random_times(64), torch.randn_like(x[indices])
+        given = drop(tuple(part[indices] for part in condition), empty, 0.1)
+        loss = denoising_loss(model(mix(x[indices], noise, t), t, *given), x[indices], t)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+def test_the_priors_embeddings_draw_better_than_z_t_and_z_t_better_than_anothers_as_in_the_paper():
+    """A world of four captions: each a direction in which its images' embeddings scatter, with a colour of its own.
+
+    Text has a direction that images lack, as in CLIP, where the two kinds of embeddings lie apart.
+    """
+    torch.manual_seed(0)
+    caption = torch.arange(1024) % 4
+    classes, gap = F.normalize(torch.randn(4, 16), dim=-1), F.normalize(torch.randn(16), dim=-1)
+    z = F.normalize(classes[caption] + 0.15 * torch.randn(1024, 16), dim=-1)
+    z_t = F.normalize(classes + 1.5 * gap, dim=-1)[caption]
+    colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
+    images = repeat(colours[caption], "b c -> b c h w", h=4, w=4) + 0.05 * torch.randn(1024, 3, 4, 4)
+    words, mask = torch.eye(4)[caption].unsqueeze(1), torch.ones(1024, 1, dtype=torch.bool)
+
+    prior = Prior(PriorConfig(embed_dim=16, token_width=4, text_length=1, width=32, layers=1, heads=2))
+    prior.image_whitening.fit(z)
+    read, empty = (words, mask, z_t), (torch.zeros(1, 4), mask[0], torch.zeros(16))
+    trained_on(prior, prior.image_whitening(z), read, empty, 300)
+    decoder = Decoder(DecoderConfig(image_size=4, embed_dim=16, channels=16, multipliers=(1,), heads=2, condition_width=32))
+    decoder.whitening.fit(z)
+    trained_on(decoder, images, (z,), (decoder.empty,), 300)
+
+    def right(z):
+        drawn = sample(guided(decoder, (z,), (decoder.empty,), 1), torch.randn(len(z), 3, 4, 4), even_times(8))
+        error = (reduce(drawn, "b c h w -> b 1 c", "mean") - colours).square().sum(-1)       # (b 4)
+        return ((error.argmin(1) == caption[: len(z)]) & (error.amin(1) < 0.1)).float().mean().item()
+
+    with torch.no_grad():
+        by_prior = right(draw_embeddings(prior, tuple(part[:128] for part in read), empty, steps=16))
+        by_text, by_another = right(z_t[:128]), right(z[:128].roll(1, 0))
+    assert right(z[:128]) > 0.95 and by_prior > 0.9 and by_prior > by_text + 0.1 > by_another + 0.2, (by_prior, by_text, by_another)

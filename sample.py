@@ -1,10 +1,14 @@
-"""Use what train.py trained: classify, search, reconstruct, draw from captions, guide a picture, score a run.
+"""Use what train.py trained: classify, search, reconstruct, draw from captions, guide, vary and edit pictures, score a run.
 
     python sample.py classify cat.png --labels "a cat" "a dog"
     python sample.py search "a red circle" pictures/
     python sample.py reconstruct cat.png dog.png
     python sample.py dalle "a red circle above an orange star on a gray background" -n 8
     python sample.py guide "a large red circle"
+    python sample.py unclip "a red circle above an orange star on a gray background" -n 8
+    python sample.py vary cat.png
+    python sample.py interpolate cat.png dog.png
+    python sample.py edit cat.png "a black cat" "a white cat"
     python sample.py score
 
 `python sample.py COMMAND --help` lists a command's options. Every command leaves its pictures and an index.jsonl in
@@ -30,7 +34,7 @@ from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
 from common.models import PACKAGES, Models
 from common.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
 from common.runs import pick_device
-from common.unclip import EDIT_STRENGTH, Diffusing, bind, draw_embeddings, draw_steps, open_images, write_strip
+from common.unclip import Diffusing, bind, draw_embeddings, draw_steps, open_images, write_strip
 
 
 def output(args: argparse.Namespace, count: int = 0, kind: str | None = None) -> Output:
@@ -128,6 +132,8 @@ def unclip(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: draw images for captions, by way of CLIP embeddings that its prior draws."""
     if args.rank:
         return rank_folder(args, models)
+    if models.get("prior") and not models.checkpoint("prior"):
+        raise InputError("Karlo's prior has no decoder here: add --rank DIR, to rank the pictures of a folder by its embeddings")
     count = drawn_per_caption(args.n, args.rerank)
     out, how = output(args, len(args.captions) * args.n), Diffusing(**typed_fields(args, Diffusing))
     pictures, entries, frames = [], [], []
@@ -163,7 +169,7 @@ def vary(args: argparse.Namespace, models: Models) -> None:
 def interpolate(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: draw the way from one image to another."""
     out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
-    names, images, z = open_images(models, [args.a, args.b])                                   # (2 3 h w), (2 e)
+    names, images, z = open_images(models, [args.a, args.b])                                     # (2 3 h w), (2 e)
     drawn = mindalle.unclip.interpolate(bind(models, how), images, z, args.n, how.times).clamp(-1, 1)
     entries = [{"original": names[0], "other": names[1], "share": i / (args.n - 1)} for i in range(args.n)]
     write_strip(out, names, images, drawn, entries)
@@ -171,11 +177,12 @@ def interpolate(args: argparse.Namespace, models: Models) -> None:
 
 def edit(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: change an image by the difference of two captions, more and more up to --strength."""
+    generator = torch.Generator(models.device).manual_seed(args.seed)
     out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
     names, images, z = open_images(models, [args.image])                                         # (1 3 h w), (1 e)
     strengths = torch.linspace(0, args.strength, args.n, device=models.device)
     old, new = F.normalize(models.embed_text([args.old, args.new]), dim=-1)
-    drawn = mindalle.unclip.edit(bind(models, how), images, z, old, new, strengths, how.times).clamp(-1, 1)
+    drawn = mindalle.unclip.edit(bind(models, how), images, z, old, new, strengths, how.times, args.eta, generator).clamp(-1, 1)
     entries = [{"original": names[0], "from": args.old, "to": args.new, "strength": value} for value in strengths.tolist()]
     write_strip(out, names, images, drawn, entries)
 
@@ -256,7 +263,8 @@ class InterpolateOptions(Options):
 @dataclass(frozen=True)
 class EditOptions(Options):
     n: int = option(8, "images on the way", least=2)
-    strength: float = option(EDIT_STRENGTH, "how far to turn in the end, as a share of the angle to the difference", least=0, most=1)
+    strength: float = option(1.0, "how many times the difference of the captions is added in the end")
+    eta: float = option(0.0, "share of the noise that each step makes anew; 0 keeps places and outlines", least=0, most=1)
 
 
 @dataclass(frozen=True)

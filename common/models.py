@@ -121,10 +121,17 @@ class Models:
     def unclip(self, name: str) -> mindalle.unclip.Prior | mindalle.unclip.Decoder:
         """Return the prior or the decoder, having made sure that CLIP is the one whose embeddings it was trained on."""
         model, clip, path = self.get(name), self.get("clip"), self.files[name]
-        known, found = self.checkpoint(name).get("clip"), fingerprint(clip)
-        if known not in (None, found) or model.config.embed_dim != clip.config.embed_dim:
-            raise InputError(f"{path} was trained with another CLIP than {self.files['clip']} (fingerprint {known}, not {found}): "
-                             "its embeddings mean nothing here; name the right --clip, or another --run")
+        if f"{name} fits" not in self.loaded:
+            known = self.checkpoint(name).get("clip")
+            if known and known != (found := fingerprint(clip)):
+                raise InputError(f"{path} was trained with another CLIP than {self.files['clip']} (fingerprint {known}, not "
+                                 f"{found}): its embeddings mean nothing here; name the right --clip, or another --run")
+            sizes = {"embed_dim": clip.config.embed_dim, "token_width": clip.config.text_width,
+                     "text_length": clip.config.context_length}
+            for field, size in sizes.items():
+                if (needed := getattr(model.config, field, size)) != size:  # a decoder reads no text
+                    raise InputError(f"{path} needs a CLIP of {field} {needed}, {self.files['clip']} has {size}: name the right --clip")
+            self.loaded[f"{name} fits"] = True
         return model
 
     def encode(self, name: str, tokenizer: Any, texts: list[str], length: int) -> Tensor:

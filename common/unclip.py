@@ -51,7 +51,6 @@ class Diffusing(Options):
         return unclip.even_times(self.steps)
 
 
-EDIT_STRENGTH = 0.5  # share of the angle to the difference of two captions
 KARLO_GUIDANCE = 4.0  # its own code's; our prior is best without [unCLIP sec. 5.5]
 
 

@@ -24,7 +24,7 @@ import minvqgan
 from mindalle import unclip
 
 from .models import Models
-from .unclip import EDIT_STRENGTH, Diffusing, bind, draw, draw_embeddings
+from .unclip import Diffusing, bind, draw, draw_embeddings
 
 
 def judged(images: Tensor, captions: list[str]) -> list[bool]:
@@ -103,13 +103,13 @@ def change_a_word(scene: data.Scene, rng: random.Random) -> data.Scene:
 
 
 @torch.no_grad()
-def edits(models: Models, images: Tensor, z: Tensor, captions: list[str], strength: float, how: Diffusing, seed: int) -> float:
+def edits(models: Models, images: Tensor, z: Tensor, captions: list[str], how: Diffusing, eta: float, seed: int) -> float:
     """Change a word of each caption, and its image (b 3 h w) accordingly -> how many say the new caption, and nothing else."""
     rng = random.Random(seed)
     wanted = [change_a_word(data.parse(caption), rng).caption for caption in captions]
     old, new = (F.normalize(models.embed_text(texts), dim=-1) for texts in (captions, wanted))
-    strengths = torch.tensor([strength], device=z.device)
-    drawn = [unclip.edit(bind(models, how), image[None], z_i[None], a, b, strengths, how.times)
+    whole, generator = torch.ones(1, device=z.device), torch.Generator(models.device).manual_seed(seed)
+    drawn = [unclip.edit(bind(models, how), image[None], z_i[None], a, b, whole, how.times, eta, generator)
              for image, z_i, a, b in zip(images, z, old, new)]
     return float(np.mean(judged(torch.cat(drawn), wanted)))
 
@@ -137,7 +137,8 @@ def score(models: Models, add: Callable, images: Tensor, captions: dict[str, lis
     add("variations spread", moved, "of the centres, beside that of the world's own")
     for steps in (16, 32, 64):
         add(f"inversion {steps} steps", inversion(models, images[:64], z[:64], steps), "dB", percent=False)
-    add("edits", edits(models, images, z, unseen, EDIT_STRENGTH, how, seed), "one word changed, nothing else")
+    for eta in (0.0, 1.0):
+        add(f"edits eta {eta:g}", edits(models, images, z, unseen, how, eta, seed), "one word changed, nothing else")
     add("interpolation", interpolation(models, images[:32], z[:32], how), "share that shows a scene at all")
     start = time.perf_counter()
     draw(models, z[:64], how, seed)

@@ -14,6 +14,7 @@ import seeded
 import test_minclip
 import test_mindalle
 import test_minvqgan
+import test_unclip_pretrained
 from common import scores
 from common.drawing import Drawing, drawing, generate_images
 from common.guiding import Guiding, guiding
@@ -94,7 +95,7 @@ def test_vary_interpolate_and_edit_leave_numbered_pictures_and_a_sheet_with_the_
         assert all(entry["original"].endswith("1.png") for entry in entries)
         cells = {"vary": 4, "interpolate": 5, "edit": 4}[words[0]]
         assert Image.open(out / "sheet.png").width == 8 + cells * (128 + 8)
-    assert [entry["strength"] for entry in entries] == [0, 0.25, 0.5]
+    assert [entry["strength"] for entry in entries] == [0, 0.5, 1]
 
 
 def test_vary_gives_the_picture_back_at_eta_0_and_others_at_eta_1(trained, folder, tmp_path):
@@ -117,6 +118,21 @@ def test_a_prior_and_a_decoder_refuse_another_clip(trained, folder, tmp_path):
         assert "another CLIP" in refused("sample", *words, "--clip", tmp_path / "clip.pt", "--run", trained)
 
 
+def test_karlos_prior_ranks_pictures_under_its_own_clip_and_says_that_it_cannot_draw(published, trained, folder, tmp_path):
+    shapes = test_unclip_pretrained.published_shapes(text_length=16, embed_dim=32, width=64, layers=1)
+    shapes["model.text_enc_proj.weight"] = (64, 64)  # this CLIP's tokens are wider than its embeddings
+    karlo = tmp_path / "karlo"
+    karlo.mkdir()
+    torch.save({"state_dict": {name: seeded.fill(name, shape) for name, shape in shapes.items()}},
+               karlo / test_unclip_pretrained.CHECKPOINT)
+    torch.save((torch.zeros(32), torch.ones(32)), karlo / test_unclip_pretrained.STATS)
+    words = ["unclip", "the thing", "--prior", karlo, "--clip", published / "clip", "--run", tmp_path / "none"]
+    samples(tmp_path / "none", *words[:-2], "--rank", folder, "-n", 3, "--out", tmp_path / "ranked")
+    assert (tmp_path / "ranked" / "index.jsonl").read_text().count("rank") == 3
+    assert "--rank DIR" in refused("sample", *words)
+    assert "needs a CLIP of embed_dim" in refused("sample", "unclip", "number 1", "--prior", karlo, "--rank", folder, "--run", trained)
+
+
 def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
     place = tmp_path / "run"
     for model, options in TINY_ALL.items():
@@ -126,7 +142,7 @@ def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
     figures = json.loads((place / "scores.json").read_text())
     for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked",
                    "unclip unseen", "unclip novel reranked", "unclip from the true z_i", "unclip from z_t", "unclip from another's z_i",
-                   "variations kept", "variations spread", "inversion 32 steps", "edits", "interpolation", "unclip 64 pictures"):
+                   "variations kept", "variations spread", "inversion 32 steps", "edits eta 1", "interpolation", "unclip 64 pictures"):
         assert figure in printed and any(name.startswith(figure) for name in figures)
 
 

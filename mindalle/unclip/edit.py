@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
 from ..errors import InputError
@@ -56,14 +56,17 @@ def interpolate(bind: Bind, images: Tensor, z: Tensor, count: int, times: list[f
     return sample(bind(slerp(*z, shares)), slerp(*noise, shares), times)
 
 
-def edit(bind: Bind, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float]) -> Tensor:
-    """Turn the embedding z (1 e) of an image (1 3 h w) towards what the caption `new` (e) has and `old` (e) has not.
+def edit(bind: Bind, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float],
+         eta: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    """Add to the embedding z (1 e) of an image (1 3 h w) what the caption `new` (e) has and `old` (e) has not -> (n 3 h w)
 
-    strengths (n): shares of the angle; the paper goes to between 0.25 and 0.5 -> (n 3 h w). Raises InputError if the two
-    captions have the same embedding.
+    strengths (n): how many times the difference is added. The paper turns z by 0.25 to 0.5 of the angle to the difference; that
+    leads along the same circle, but just as far for a small difference as for a large one.
+    eta: as for variations. 0 keeps place and outline, even where another shape would need another outline.
+    Raises InputError if the two captions have the same embedding.
     """
     if torch.equal(old, new):
         raise InputError("the two captions have the same embedding: there is nothing to change")
     noise = invert(bind(z), image, times)
-    z = slerp(z[0], F.normalize(new - old, dim=-1), strengths)
-    return sample(bind(z), repeat(noise, "1 c h w -> n c h w", n=len(z)), times)
+    z = F.normalize(z + rearrange(strengths, "n -> n 1") * (new - old), dim=-1)
+    return sample(bind(z), repeat(noise, "1 c h w -> n c h w", n=len(z)), times, eta, generator)

@@ -54,23 +54,23 @@ class DALLERecipe(Options):
 
 @dataclass(frozen=True)
 class PriorRecipe(Options):
-    steps: int = option(2000, "optimiser steps", least=1)
+    steps: int = option(1600, "optimiser steps", least=1)
     batch_size: int = option(256, "pairs of caption and embedding per step", least=1)
     learning_rate: float = option(2e-3, "highest learning rate, after the warm-up", least=0)
     warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(0.5, "learning-rate multiplier for all but the hidden matrices", least=0)
     caption_dropout: float = option(0.1, "share of captions left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.12, "share of --minutes when both parts are trained", least=0, most=1)
+    share: float = option(0.15, "share of --minutes when both parts are trained", least=0, most=1)
 
 
 @dataclass(frozen=True)
 class DecoderRecipe(Options):
-    steps: int = option(14_000, "optimiser steps", least=1)
+    steps: int = option(12_000, "optimiser steps", least=1)
     batch_size: int = option(48, "images per step", least=1)
     learning_rate: float = option(3e-3, "highest learning rate, after the warm-up", least=0)
     warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(0.4, "learning-rate multiplier for all but the hidden matrices", least=0)
     embedding_dropout: float = option(0.1, "share of embeddings left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.88, "share of --minutes when both parts are trained", least=0, most=1)
+    share: float = option(0.85, "share of --minutes when both parts are trained", least=0, most=1)

@@ -44,7 +44,7 @@ class Diffusing(Options):
     """How DALL·E 2 turns noise into embeddings and images."""
 
     steps: int = option(32, "steps from noise to image", least=1)
-    guidance: float = option(2.0, "how strongly the image follows the embedding; 1 is the plain model")
+    guidance: float = option(1.5, "how strongly the image follows the embedding; 1 is the plain model")
 
     @property
     def times(self) -> list[float]:

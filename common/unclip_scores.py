@@ -72,8 +72,8 @@ def variations(models: Models, images: Tensor, z: Tensor, captions: list[str], h
     """Draw eight variations of each image (b 3 h w) -> how many say the same; the spread of their places beside the world's."""
     drawn, true, count = [], [], 8
     generator = torch.Generator(models.device).manual_seed(seed)
-    for i, caption in enumerate(captions):
-        drawn.append(unclip.variations(bind(models, how), images[i : i + 1], z[i : i + 1], count, how.times, 1.0, generator))
+    for i, (image, z_i, caption) in enumerate(zip(images, z, captions, strict=True)):
+        drawn.append(unclip.variations(bind(models, how), image[None], z_i[None], count, how.times, 1.0, generator))
         rng = random.Random(f"{seed} {i}")
         true += [data.render(data.parse(caption), rng, images.shape[-1]) for _ in range(count)]
     drawn = torch.cat(drawn)
@@ -132,13 +132,14 @@ def score(models: Models, add: Callable, images: Tensor, captions: dict[str, lis
         add(f"unclip {split} reranked", reranked, f"best of {best_of} by CLIP")
     for name, embeddings in {"the true z_i": z, "z_t": z_t, "another's z_i": z.roll(1, 0)}.items():
         add(f"unclip from {name}", match_from(models, embeddings, unseen, how, seed))
-    kept, moved = variations(models, images[:32], z[:32], unseen, how, seed)
+    kept, moved = variations(models, images[:32], z[:32], unseen[:32], how, seed)
     add("variations kept", kept, "of 8 variations of each of 32 pictures")
     add("variations spread", moved, "of the centres, beside that of the world's own")
-    for steps in (16, 32, 64):
+    for steps in (4, 8, 16, 32, 64):
         add(f"inversion {steps} steps", inversion(models, images[:64], z[:64], steps), "dB", percent=False)
     for eta in (0.0, 1.0):
-        add(f"edits eta {eta:g}", edits(models, images, z, unseen, how, eta, seed), "one word changed, nothing else")
+        value = edits(models, images[:64], z[:64], unseen[:64], how, eta, seed)
+        add(f"edits eta {eta:g}", value, "of 64 pictures: one word changed, nothing else")
     add("interpolation", interpolation(models, images[:32], z[:32], how), "share that shows a scene at all")
     start = time.perf_counter()
     draw(models, z[:64], how, seed)

@@ -5,15 +5,17 @@ import math
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import data
-from common import captions, held_out, scores
+from common import captions, held_out, scores, unclip_scores
 from common.drawing import Drawing
 from common.jobs import Job
 from common.runs import Run
+from common.unclip import Diffusing
 from minclip import CLIP, CLIPConfig
 from mindalle import DALLEConfig
 
@@ -102,6 +104,39 @@ def test_a_report_is_written_at_every_figure_and_leaves_a_foreign_file_alone(tmp
     (tmp_path / "foreign.json").write_text("{}")
     with pytest.raises(ValueError, match="foreign.json"):
         scores.Report(tmp_path / "foreign.json", {})
+
+
+# ---- DALL·E 2 ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_spread_is_how_far_the_centres_of_a_scene_move_whatever_its_colours():
+    def circle(x, background):
+        return data.paint([("circle", (x, 0.5, 0.2), (220, 40, 40))], background, 32)
+
+    moved = np.stack([circle(x, background) for background in ((20, 20, 24), (240, 240, 240)) for x in (0.3, 0.7)])
+    assert unclip_scores.spread(moved, 2) == pytest.approx(0.2, abs=0.01)
+    assert unclip_scores.spread(moved[[0, 0, 3, 3]], 2) == 0  # the two scenes differ, but nothing moves within one
+
+
+def test_a_word_changes_in_one_object_and_gives_a_caption():
+    rng = random.Random(0)
+    for _ in range(100):
+        scene = data.random_scene(rng)
+        changed = unclip_scores.change_a_word(scene, rng)
+        assert data.parse(changed.caption) == changed
+        assert sum(a != b for a, b in zip(scene.caption.split(), changed.caption.split())) - (
+            scene.caption.split()[0] != changed.caption.split()[0]) in (1, 2)  # "a" may become "an"
+        assert sum((a.colour != b.colour) + (a.shape != b.shape) for a, b in zip(scene.objects, changed.objects)) == 1
+
+
+def test_match_of_dalle_2_takes_the_first_picture_and_the_one_that_clip_likes_best(monkeypatch):
+    images, captions = scenes(8)
+    wrong = torch.zeros_like(images)
+    pictures = torch.stack([wrong, images, wrong], dim=1).flatten(0, 1)  # of three, the second is right
+    monkeypatch.setattr(unclip_scores, "draw_embeddings", lambda models, asked, seed: [captions.index(caption) for caption in asked])
+    monkeypatch.setattr(unclip_scores, "draw", lambda models, z, how, seed: torch.cat([pictures[3 * i : 3 * i + 3] for i in z[::3]]))
+    models = SimpleNamespace(similarity=lambda caption: lambda images: images.abs().mean(dim=(1, 2, 3)))
+    assert unclip_scores.match(models, captions, Diffusing(), 3, 0) == (0, 1)
 
 
 # ---- Losses to expect -------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_prior_and_decoder_share_the_minutes_of_their_job(folder, trained, tmp_p
     monkeypatch.setattr(training.Training, "steps", lambda self: ends.append((self.name, self.budget.minutes)) or iter(()))
     with contextlib.suppress(InputError):  # nothing was trained, so nothing can be drawn
         trains("unclip", "--run", tmp_path, "--data", folder, "--minutes", 10, *TINY_UNCLIP_JOB.split())
-    assert ends == [("prior", pytest.approx(1.2)), ("decoder", pytest.approx(8.8))]
+    assert ends == [("prior", pytest.approx(1.5)), ("decoder", pytest.approx(8.5))]
 
 
 # ---- Flags ------------------------------------------------------------------------------------------------------------

@@ -655,7 +655,7 @@ def test_a_size_of_a_prior_that_is_no_whole_number_is_refused_by_name(name, valu
 
 
 @pytest.mark.parametrize("nonsense, message", [
-    (dict(width=130), "width 130 .* 4 heads"), (dict(width=15, heads=5), "width 15 must be even"),
+    (dict(width=130), "width is 130.* 4 heads"), (dict(width=15, heads=5), "width is 15: make it even"),
     (dict(schedule="sine"), "schedule 'sine'"),
 ])
 def test_a_prior_that_cannot_be_built_is_refused_by_name(nonsense, message):

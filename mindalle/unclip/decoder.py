@@ -33,7 +33,8 @@ class DecoderConfig:
     embed_dim: int = option(128, "width of CLIP's embeddings")
     patch_size: int = option(2, "side of the patch of pixels that is folded into channels")
     channels: int = option(48, "channels at the finest level")
-    multipliers: tuple[int, ...] = option((1, 2), "channels of each level, as multiples of `channels`; each next one halves the image")
+    multipliers: tuple[int, ...] = option((1, 2), "channels of each level, as multiples of `channels`; each level but the first "
+                                                  "halves the image")
     blocks: int = option(1, "residual blocks per level, on the way down and on the way up")
     heads: int = option(4, "attention heads at the coarsest level")
     condition_width: int = option(256, "channels of the condition")
@@ -66,7 +67,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Modulation(nn.Linear):
-    """Compute from the condition (b d) what scales and shifts channels, `parts` times -> parts (b c); 0 at first [DiT sec. 3.2]."""
+    """Compute from the condition (b d) what scales and shifts channels -> `parts` times (b c), at first 0 [DiT sec. 3.2]."""
 
     def __init__(self, condition: int, channels: int, parts: int):
         super().__init__(condition, parts * channels)
@@ -100,7 +101,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """A transformer block over all places, its two parts scaled, shifted and gated by the condition: adaLN-zero [DiT fig. 3]."""
+    """A transformer block over all places, scaled, shifted and gated by the condition: adaLN-zero [DiT fig. 3]."""
 
     def __init__(self, channels: int, heads: int, condition: int):
         super().__init__()
@@ -112,14 +113,15 @@ class AttentionBlock(nn.Module):
         """Map x (b c h w), condition (b d) -> (b c h w)."""
         h = x.shape[2]
         tokens = rearrange(x, "b c h w -> b (h w) c")
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = (rearrange(part, "b c -> b 1 c") for part in self.modulation(condition))
+        modulation = (rearrange(part, "b c -> b 1 c") for part in self.modulation(condition))
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation
         tokens = tokens + gate_1 * self.attention(self.norm(tokens) * (1 + scale_1) + shift_1, mask=None)
         tokens = tokens + gate_2 * self.mlp(self.norm(tokens) * (1 + scale_2) + shift_2)
         return rearrange(tokens, "b (h w) c -> b c h w", h=h)
 
 
 class Level(nn.Module):
-    """One resolution of the U-Net but the coarsest: residual blocks on the way down and up, and the change to the next level."""
+    """The residual blocks of one resolution, on the way down and up, and the change to the next, coarser one."""
 
     def __init__(self, channels: int, next_channels: int, blocks: int, condition: int):
         super().__init__()

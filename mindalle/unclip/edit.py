@@ -1,4 +1,4 @@
-"""Change an image by changing one of the two things that it consists of [unCLIP sec. 3].
+"""Change an image by changing the two things that it consists of, its embedding and its noise [unCLIP sec. 3].
 
     image      --> CLIP   --> z (e)           what it shows
     image, z   --> invert --> noise           all else: where, how large, which of many such images

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def sinusoids(steps: Tensor, width: int) -> Tensor:
     """Describe a time by waves of many lengths [Attention is all you need, sec. 3.5]: steps (b), 0 to 1000 -> (b d)
 
-    The shortest wave is 2π steps long, so that close times can be told apart, the longest ten thousand times that.
+    The shortest wave is 2π steps long, so that close times can be told apart, the longest nearly ten thousand times that.
     """
     speeds = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=steps.device) / (width // 2))
     angles = einsum(steps.float(), speeds, "b, d -> b d")

@@ -48,7 +48,7 @@ class PriorConfig:
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}: make it a whole number, 1 or more")
         if self.width % self.heads or self.width % 2:
-            raise InputError(f"width {self.width} must be even and divisible by {self.heads} heads: make it a multiple of both")
+            raise InputError(f"width is {self.width}: make it even, and a multiple of the {self.heads} heads")
         if self.schedule not in SCHEDULES:
             raise InputError(f"there is no schedule {self.schedule!r}: choose from {', '.join(SCHEDULES)}")
 
@@ -80,7 +80,8 @@ class Prior(nn.Module):
     def forward(self, x: Tensor, t: Tensor, words: Tensor, mask: Tensor, z_t: Tensor) -> Tensor:
         """Predict a whitened z_i from x(t) (b e), the noised one, and its caption -> (b e).
 
-        t (b) in [0, 1]; words (b t d), CLIP's last text features; mask (b t) boolean, False for padding; z_t (b e)
+        t (b) in [0, 1]; words (b t d), CLIP's last text features; mask (b t) boolean, False for padding, never for the first
+        token; z_t (b e)
         """
         x, steps = SCHEDULES[self.config.schedule](x, t)
         tokens = torch.cat([

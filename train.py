@@ -1,16 +1,16 @@
 """Train CLIP, VQGAN and DALL·E, then DALL·E 2.
 
-    python train.py                             CLIP, VQGAN and DALL·E in turn on the shapes world, then scores and pictures
-    python train.py unclip                      DALL·E 2 over the run's CLIP: its prior, then its decoder
-    python train.py clip|vqgan|... [--data DIR] one model alone; `python train.py clip --help` lists its options
+    python train.py                         CLIP, VQGAN and DALL·E in turn on the shapes world, then scores and pictures
+    python train.py unclip                  DALL·E 2 over the run's CLIP: its prior, then its decoder
+    python train.py MODEL [--data DIR]      clip, vqgan, dalle, prior or decoder alone; `MODEL --help` lists its options
 
-    captions --> Tokenizer --> ids ---+----------------------------------------------+
-                                      v                                              v
-    images --+--------------------> CLIP --> embeddings, computed once           DALL·E
-             |                                      |     |                          ^
-             +----------------------------------> DECODER |                          |
-             |                                          PRIOR                        |
-             +--> VQGAN --> codes, computed once ------------------------------------+
+What each learns from; codes and embeddings are computed once, before the training:
+
+    CLIP      captions, images
+    VQGAN     images
+    DALL·E    captions, the images' codes by VQGAN
+    prior     captions as CLIP reads them, the images' embeddings by CLIP
+    decoder   images, their embeddings by CLIP
 """
 
 import dataclasses

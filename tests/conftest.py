@@ -24,7 +24,7 @@ TINY = {
 }
 TINY_UNCLIP = {
     "prior": "--width 32 --layers 1 --heads 2 --batch-size 8",
-    "decoder": "--channels 8 --condition-width 16 --heads 2 --batch-size 8",
+    "decoder": "--channels 8 --condition-width 16 --heads 2 --batch-size 8 --learning-rate 0.01",
 }
 TINY_ALL = TINY | TINY_UNCLIP
 NEEDS = {"dalle": ("tokenizer.json", "vqgan.pt"), "prior": ("tokenizer.json", "clip.pt"), "decoder": ("clip.pt",)}  # to be trained

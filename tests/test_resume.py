@@ -286,7 +286,8 @@ def test_a_model_does_not_train_on_under_one_that_learned_from_its_output_and_th
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     line = refused("train", model, "--run", tmp_path, "--resume", "--steps", 9)
     assert f"train {user} alone" in line
-    pasted(line)
+    if user != "decoder":  # the same line as for the prior
+        pasted(line)
     (tmp_path / f"{model}.pt").unlink()
     assert f"{user}.pt" in refused("train", model, "--data", folder, "--run", tmp_path)
 

@@ -247,7 +247,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     torch.manual_seed(stable_seed(run.job.seed, "decoder"))
     model = Decoder(config).to(run.device, memory_format=torch.channels_last)
     model.whitening.fit(embeddings)
-    empty = (model.whitening.mean,)
+    empty = (model.empty,)
     optimiser = Muon(model, [model.condition, model.levels, model.middle], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     pixels = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
     print(f"decoder: expect a first loss of about {unclip.expected_loss(pixels):.3f}, that of a gray image")

@@ -123,7 +123,10 @@ def interpolation(models: Models, images: Tensor, z: Tensor, how: Diffusing) -> 
 
 @torch.no_grad()
 def score(models: Models, add: Callable, images: Tensor, captions: dict[str, list[str]], best_of: int, seed: int) -> None:
-    """Report every figure by add(name, value, note, percent=False for other units); images (b 3 h w) are those of the unseen captions."""
+    """Report every figure by add(name, value, note), with percent=False for other units.
+
+    images (b 3 h w): those of the unseen captions
+    """
     how, unseen = Diffusing(), captions["unseen"]
     z, z_t = (F.normalize(values, dim=-1) for values in (models.embed_images(images), models.embed_text(unseen)))
     for split in ("unseen", "novel"):
@@ -133,13 +136,13 @@ def score(models: Models, add: Callable, images: Tensor, captions: dict[str, lis
     for name, embeddings in {"the true z_i": z, "z_t": z_t, "another's z_i": z.roll(1, 0)}.items():
         add(f"unclip from {name}", match_from(models, embeddings, unseen, how, seed))
     kept, moved = variations(models, images[:32], z[:32], unseen[:32], how, seed)
-    add("variations kept", kept, "of 8 variations of each of 32 pictures")
+    add("variations kept", kept, f"of 8 variations of each of {len(images[:32])} pictures")
     add("variations spread", moved, "of the centres, beside that of the world's own")
     for steps in (4, 8, 16, 32, 64):
         add(f"inversion {steps} steps", inversion(models, images[:64], z[:64], steps), "dB", percent=False)
     for eta in (0.0, 1.0):
         value = edits(models, images[:64], z[:64], unseen[:64], how, eta, seed)
-        add(f"edits eta {eta:g}", value, "of 64 pictures: one word changed, nothing else")
+        add(f"edits eta {eta:g}", value, f"of {len(images[:64])} pictures: one word changed, nothing else")
     add("interpolation", interpolation(models, images[:32], z[:32], how), "share that shows a scene at all")
     start = time.perf_counter()
     draw(models, z[:64], how, seed)

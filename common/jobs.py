@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import InputError
 from .flags import Options, Parser, add_fields, command, option, typed_fields
+from .recipes import fitting
 from .runs import JOBS, MODELS, Run, trained_by
 
 Fields = dict[str, Any]
@@ -154,6 +155,10 @@ def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
         for name in values.keys() - {"steps", "share"}:
             refuse_another(run.path(model), name, saved.get(name, values[name]), values[name])
         values = saved | values
+    elif {"patch_size", "multipliers"}.isdisjoint(values):
+        clip = run.state("clip") if model == "decoder" else None  # whose images the decoder draws
+        side = clip["config"]["image_size"] if clip else values.get("image_size", getattr(config, "image_size", 32))
+        values = fitting(model, side) | values
     return tuple(cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
                  for cls in (config, recipe))
 

@@ -4,7 +4,9 @@ The shares say how the minutes of a job are divided among its models.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+from .errors import InputError
 from .flags import Options, option
 
 
@@ -74,3 +76,23 @@ class DecoderRecipe(Options):
     embedding_dropout: float = option(0.1, "share of embeddings left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.85, "share of --minutes when both parts are trained", least=0, most=1)
+
+
+def fitting(model: str, side: int) -> dict[str, Any]:
+    """Return the config fields that follow from the side of the images in pixels, unless they are typed.
+
+    side                                   28    32    40    48    56    64    80    96
+    CLIP's patches a side                   7     4     5     6     7     4     5     6
+    VQGAN's codes a side                    7     8    10    12     7     8    10    12
+    places a side in DALL·E 2's decoder    14    16    20    24    14    16    20    24
+
+    Raises InputError for a side that cannot be halved often enough.
+    """
+    halvings = next(n for n in range(2, 99) if side <= 12 * 2**n)
+    if side % 2**halvings:
+        lower = side // 2**halvings * 2**halvings
+        raise InputError(f"image_size {side} cannot be halved {halvings} times: choose {lower} or {lower + 2**halvings}")
+    patch_size = max(2**n for n in range(1, 7) if side % 2**n == 0 and (n == 1 or side >= 4 * 2**n))
+    return {"clip": {"patch_size": patch_size},
+            "vqgan": {"multipliers": (1, 2, *[4] * (halvings - 1))},
+            "decoder": {"patch_size": 2 ** (halvings - 1), "channels": 48 if halvings == 2 else 64}}.get(model, {})

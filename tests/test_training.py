@@ -16,6 +16,10 @@ from common.errors import InputError
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.jobs import Budget, Job
 from common.muon import Muon, orthogonalise
+from common.recipes import fitting
+from mindalle.unclip import DecoderConfig
+from minclip import CLIPConfig
+from minvqgan import VQGANConfig
 from conftest import TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP_JOB, copy_needs, refused, run, samples, trains
 
 
@@ -176,14 +180,27 @@ def test_overfitting_one_batch_leaves_a_tenth_of_every_loss(model, tmp_path):
 def test_the_main_job_trains_all_models_with_flags_of_each_and_ends_in_pictures_and_scores(tmp_path, monkeypatch):
     whole = train.finish.__globals__["scores"].score
     monkeypatch.setattr(train.finish.__globals__["scores"], "score", lambda models, how, seed: whole(models, how, 16, 2, 2, seed))
-    trains("--run", tmp_path, "--steps", 1, "--image-size", 64, "--clip.patch-size", 16, "--vqgan.multipliers", 1, 2, 4, 4,
-           "--clip.scenes", 64, "--vqgan.scenes", 64, "--dalle.scenes", 64, *TINY_JOB.split())
+    trains("--run", tmp_path, "--steps", 1, "--image-size", 64, "--clip.scenes", 64, "--vqgan.scenes", 64, "--dalle.scenes", 64, *TINY_JOB.split())
     clip, vqgan, dalle = (torch.load(tmp_path / f"{model}.pt", weights_only=True)["config"] for model in TINY)
     assert clip["image_size"] == vqgan["image_size"] == 64 and clip["patch_size"] == 16 and vqgan["multipliers"] == (1, 2, 4, 4)
     assert dalle["grid"] == 8 and dalle["width"] == 32
     for place in ("originals", "reconstruct", "dalle", "guide"):
         assert (tmp_path / "samples" / place / "sheet.png").exists()
     assert "match novel" in (tmp_path / "scores.json").read_text()
+
+
+@pytest.mark.parametrize("side", [28, 32, 36, 48, 56, 64, 80, 96, 128])
+def test_the_shape_of_each_model_follows_from_the_side_of_the_pictures(side):
+    clip, vqgan, decoder = (config(**{"image_size": side} | fitting(model, side)) for model, config in (
+        ("clip", CLIPConfig), ("vqgan", VQGANConfig), ("decoder", DecoderConfig)))
+    assert 16 <= (clip.image_size // clip.patch_size) ** 2 <= 144 and 49 <= vqgan.grid**2 <= 144 and decoder.grid <= 16
+    if side == 32:
+        assert (clip, vqgan, decoder) == (CLIPConfig(), VQGANConfig(), DecoderConfig())
+
+
+def test_a_side_that_cannot_be_halved_is_refused_with_the_next_that_can(tmp_path):
+    assert "image_size 50 cannot be halved 3 times: choose 48 or 56" in refused("train", "--image-size", 50, "--run", tmp_path)
+    assert "cannot be halved" in refused("train", "vqgan", "--image-size", 31, "--run", tmp_path)
 
 
 def test_the_job_of_dalle_2_trains_both_parts_at_clips_size_and_draws_held_out_captions(folder, trained, tmp_path):

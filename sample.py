@@ -102,12 +102,13 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
     """Draw images for captions; "" draws without one."""
     count = drawn_per_caption(args.n, args.rerank)
     out, how = output(args, len(args.captions) * args.n), drawing(models, **typed_fields(args, Drawing))
-    prime = first_rows(models, args.prime, args.prime_rows, count)                               # (count r g), or None
+    prime = first_rows(models, args.prime, args.prime_rows)                                      # (r g), or None
+    wanted = [caption for caption in args.captions for _ in range(count)]
+    images, _ = generate_images(models, wanted, how, args.seed, prime)                           # (captions · count 3 h w)
     pictures, entries = [], []
-    for number, caption in enumerate(args.captions):
-        images, _ = generate_images(models, [caption] * count, how, args.seed + number, prime)   # (count 3 h w)
-        best, about = keep_best(models, caption, images, args.n, args.rerank)
-        pictures += to_pil(images[best])
+    for caption, candidates in zip(args.captions, images.split(count)):
+        best, about = keep_best(models, caption, candidates, args.n, args.rerank)
+        pictures += to_pil(candidates[best])
         entries += about
     out.write(pictures, entries, columns=args.n if args.n > 1 else 8)
 

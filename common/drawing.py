@@ -40,23 +40,32 @@ def drawing(models: Models, **typed: Any) -> Drawing:
 @torch.no_grad()
 def generate_images(models: Models, captions: list[str], how: Drawing, seed: int,
                     prime: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Draw one image per caption with DALL·E -> images (b 3 h w) in [-1, 1], their codes (b g g).
+    """Draw one image per caption with DALL·E, as many at once as memory allows -> images (b 3 h w) in [-1, 1], codes (b g g).
 
-    prime (b r g): the first rows of codes, to be continued
+    prime (r g): the first rows of codes, to be continued
     """
     dalle, tokenizer = models.dalle()
     *text, empty = models.encode("dalle", tokenizer, [*captions, ""], dalle.config.text_length)
     generator, progress = torch.Generator(models.device).manual_seed(seed), Progress("drawing codes")
-    for codes in mindalle.generate_steps(dalle, torch.stack(text), empty=empty, prime=prime, generator=generator,
-                                         **asdict(how)):
-        progress(codes.shape[1], dalle.config.image_length)
-    codes = dalle.to_grid(codes)
-    return models.get("vqgan").decode(codes).clamp(-1, 1), codes
+    drawn, total = [], len(captions) * dalle.config.image_length
+    for part in torch.stack(text).split(at_once(dalle.config)):                                 # (k t)
+        first = None if prime is None else repeat(prime, "r g -> k r g", k=len(part))
+        for codes in mindalle.generate_steps(dalle, part, empty=empty, prime=first, generator=generator, **asdict(how)):
+            progress(sum(map(torch.numel, (*drawn, codes))), total)
+        drawn.append(codes)
+    codes = dalle.to_grid(torch.cat(drawn))
+    return torch.cat([models.get("vqgan").decode(part).clamp(-1, 1) for part in codes.split(64)]), codes
+
+
+def at_once(config: mindalle.DALLEConfig) -> int:
+    """Return how many images to draw together: the keys and values of so many, each drawn twice for guidance, fit in 1 GiB."""
+    values = 2 * 2 * config.layers * config.length * config.width
+    return min(256, max(1, 2**30 // (4 * values)))
 
 
 @torch.no_grad()
-def first_rows(models: Models, path: str | None, rows: int | None, count: int) -> Tensor | None:
-    """Encode a picture, and keep its first rows of codes for DALL·E to continue -> (count r g); None without a picture."""
+def first_rows(models: Models, path: str | None, rows: int | None) -> Tensor | None:
+    """Encode a picture, and keep its first rows of codes for DALL·E to continue -> (r g); None without a picture."""
     if (path is None) != (rows is None):
         raise InputError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
     if path is None:
@@ -65,7 +74,7 @@ def first_rows(models: Models, path: str | None, rows: int | None, count: int) -
     if not 0 < rows < vqgan.config.grid:
         raise InputError(f"--prime-rows {rows}: choose from 1 to {vqgan.config.grid - 1}")
     _, images = read_images([path], vqgan.config.image_size)
-    return repeat(vqgan.encode(images.to(models.device))[0, :rows], "r g -> b r g", b=count)
+    return vqgan.encode(images.to(models.device))[0, :rows]
 
 
 def drawn_per_caption(n: int, rerank: int | None) -> int:

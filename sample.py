@@ -34,7 +34,7 @@ from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
 from common.models import PACKAGES, Models
 from common.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
 from common.runs import pick_device
-from common.unclip import Diffusing, bind, draw_embeddings, draw_steps, open_images, write_strip
+from common.unclip import ETA, DecoderSampling, denoiser, draw_embeddings, draw_steps, open_images, own_prior, write_strip
 
 
 def output(args: argparse.Namespace, count: int = 0, kind: str | None = None) -> Output:
@@ -133,18 +133,19 @@ def unclip(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: draw images for captions, by way of CLIP embeddings that its prior draws."""
     if args.rank:
         return rank_folder(args, models)
-    if models.get("prior") and not models.checkpoint("prior"):
+    if models.get("prior") and not own_prior(models):
         raise InputError("Karlo's prior has no decoder here: add --rank DIR, to rank the pictures of a folder by its embeddings")
     count = drawn_per_caption(args.n, args.rerank)
-    out, how = output(args, len(args.captions) * args.n), Diffusing(**typed_fields(args, Diffusing))
-    pictures, entries, frames = [], [], []
-    for number, caption in enumerate(args.captions):
-        z = draw_embeddings(models, [caption] * count, args.seed + number, args.prior_guidance)  # (count e)
-        steps = list(draw_steps(models, z, how, args.seed + number))                             # each (count 3 h w)
-        best, about = keep_best(models, caption, steps[-1], args.n, args.rerank)
-        pictures += to_pil(steps[-1][best])
+    out, how = output(args, len(args.captions) * args.n), DecoderSampling(**typed_fields(args, DecoderSampling))
+    wanted = [caption for caption in args.captions for _ in range(count)]
+    z = draw_embeddings(models, wanted, args.seed, args.prior_guidance)                          # (captions · count e)
+    pictures, entries, frames, shown = [], [], [], min(count, 8)
+    for images in draw_steps(models, z, how, args.seed):                                         # (captions · count 3 h w)
+        frames.append(contact_sheet(to_pil(images[:shown]), [""] * shown, shown))
+    for caption, candidates in zip(args.captions, images.split(count)):
+        best, about = keep_best(models, caption, candidates, args.n, args.rerank)
+        pictures += to_pil(candidates[best])
         entries += about
-        frames = frames or [contact_sheet(to_pil(images[best[:8]]), [""] * len(best[:8]), len(best[:8])) for images in steps]
     out.write(pictures, entries, columns=args.n if args.n > 1 else 8)
     out.write_gif("unclip.gif", frames)
 
@@ -159,19 +160,19 @@ def rank_folder(args: argparse.Namespace, models: Models) -> None:
 @torch.no_grad()
 def vary(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: draw images that CLIP takes for the same as this one."""
-    out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
+    out, how = output(args, args.n), DecoderSampling(**typed_fields(args, DecoderSampling))
     names, images, z = open_images(models, [args.image])                                         # (1 3 h w), (1 e)
     generator = torch.Generator(models.device).manual_seed(args.seed)
-    drawn = mindalle.unclip.variations(bind(models, how), images, z, args.n, how.times, args.eta, generator).clamp(-1, 1)
+    drawn = mindalle.unclip.variations(denoiser(models, how), images, z, args.n, how.times, args.eta, generator).clamp(-1, 1)
     cosines = F.cosine_similarity(models.embed_images(drawn), z, dim=-1).tolist()
     write_strip(out, names, images, drawn, [{"original": names[0], "score": cosine} for cosine in cosines])
 
 
 def interpolate(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: draw the way from one image to another."""
-    out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
+    out, how = output(args, args.n), DecoderSampling(**typed_fields(args, DecoderSampling))
     names, images, z = open_images(models, [args.a, args.b])                                     # (2 3 h w), (2 e)
-    drawn = mindalle.unclip.interpolate(bind(models, how), images, z, args.n, how.times).clamp(-1, 1)
+    drawn = mindalle.unclip.interpolate(denoiser(models, how), images, z, args.n, how.times).clamp(-1, 1)
     entries = [{"original": names[0], "other": names[1], "share": i / (args.n - 1)} for i in range(args.n)]
     write_strip(out, names, images, drawn, entries)
 
@@ -179,17 +180,17 @@ def interpolate(args: argparse.Namespace, models: Models) -> None:
 def edit(args: argparse.Namespace, models: Models) -> None:
     """DALL·E 2: change an image by the difference of two captions, more and more up to --strength."""
     generator = torch.Generator(models.device).manual_seed(args.seed)
-    out, how = output(args, args.n), Diffusing(**typed_fields(args, Diffusing))
+    out, how = output(args, args.n), DecoderSampling(**typed_fields(args, DecoderSampling))
     names, images, z = open_images(models, [args.image])                                         # (1 3 h w), (1 e)
     strengths = torch.linspace(0, args.strength, args.n, device=models.device)
-    old, new = F.normalize(models.embed_text([args.old, args.new]), dim=-1)
-    drawn = mindalle.unclip.edit(bind(models, how), images, z, old, new, strengths, how.times, args.eta, generator).clamp(-1, 1)
+    change = F.normalize(models.embed_text([args.old, args.new]), dim=-1)                        # (2 e)
+    drawn = mindalle.unclip.edit(denoiser(models, how), images, z, *change, strengths, how.times, args.eta, generator)
     entries = [{"original": names[0], "from": args.old, "to": args.new, "strength": value} for value in strengths.tolist()]
-    write_strip(out, names, images, drawn, entries)
+    write_strip(out, names, images, drawn.clamp(-1, 1), entries)
 
 
 def score(args: argparse.Namespace, models: Models) -> None:
-    """Report every figure of a run over the shapes world."""
+    """Report every figure of a run."""
     how = drawing(models, **typed_fields(args, Drawing)) if models.has("dalle") else Drawing()
     scores.score(models, how, args.count, args.draws, args.rerank, args.seed)
 
@@ -253,7 +254,7 @@ class UnclipOptions(Options):
 @dataclass(frozen=True)
 class VaryOptions(Options):
     n: int = option(8, "images to draw", least=1)
-    eta: float = option(1.0, "share of the noise that each step makes anew; 0 gives the image back", least=0, most=1)
+    eta: float = option(1.0, f"{ETA}; 0 gives the image back", least=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class InterpolateOptions(Options):
 class EditOptions(Options):
     n: int = option(8, "images on the way", least=2)
     strength: float = option(1.0, "how many times the difference of the captions is added in the end")
-    eta: float = option(0.0, "share of the noise that each step makes anew; 0 keeps places and outlines", least=0, most=1)
+    eta: float = option(0.0, f"{ETA}; 0 keeps places and outlines", least=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -282,10 +283,10 @@ COMMANDS = {
     "reconstruct": (reconstruct, [("images", "+", "IMAGE")], ()),
     "dalle": (dalle, [("captions", "+", "CAPTION")], (DalleOptions, Drawing)),
     "guide": (guide, [("prompt", "?", '"text:weight | text:weight"')], (GuideOptions, Guiding)),
-    "unclip": (unclip, [("captions", "+", "CAPTION")], (UnclipOptions, Diffusing)),
-    "vary": (vary, [("image", None, "IMAGE")], (VaryOptions, Diffusing)),
-    "interpolate": (interpolate, [("a", None, "A"), ("b", None, "B")], (InterpolateOptions, Diffusing)),
-    "edit": (edit, [("image", None, "IMAGE"), ("old", None, "FROM"), ("new", None, "TO")], (EditOptions, Diffusing)),
+    "unclip": (unclip, [("captions", "+", "CAPTION")], (UnclipOptions, DecoderSampling)),
+    "vary": (vary, [("image", None, "IMAGE")], (VaryOptions, DecoderSampling)),
+    "interpolate": (interpolate, [("a", None, "A"), ("b", None, "B")], (InterpolateOptions, DecoderSampling)),
+    "edit": (edit, [("image", None, "IMAGE"), ("old", None, "FROM"), ("new", None, "TO")], (EditOptions, DecoderSampling)),
     "score": (score, [], (ScoreOptions, Drawing)),
 }
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from common import held_out, jobs, log
-from common.captions import check_lengths, distinct, fitting_length, held_out_images, learn_tokenizer, load_images
+from common.captions import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, without_look_alikes
 from common.errors import InputError, one_line_errors
 from common.finish import finish
 from common.models import Models, encode_all, fingerprint
@@ -40,9 +40,10 @@ from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator
 
 
 def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
-    images, unseen = load_images(run, config.image_size, recipe.scenes), held_out_images(run, config.image_size, 128)
+    images, unseen = open_splits(run, config.image_size, recipe.scenes)
     tokenizer = learn_tokenizer(run, images, config.vocab_size)
     length = run.settled("clip", "context_length") or fitting_length(tokenizer, distinct(images, unseen))
+    recipe = without_look_alikes(run, distinct(images), recipe)
     check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
     texts = encode([captions[0] for captions in images.captions])                            # (images t)
@@ -71,15 +72,16 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         if done >= recipe.look_alikes and not run.job.overfit and len(images) >= recipe.batch_size:
             indices = look_alikes(texts, recipe.batch_size, recipe.look_alike_group)
-        pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
-        ids = encode(images.texts(indices, torch.default_generator)).to(run.device)          # (b t)
+        pixels, captions = images.batch(indices).to(run.device), images.texts(indices, torch.default_generator)
+        ids = encode(captions).to(run.device)                                                # (b t)
+        right = same_caption(ids) | images.right(indices, captions).to(run.device)           # (b b)
 
         optimiser.zero_grad()
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             if recipe.accumulate > 1:
-                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, same_caption(ids))
+                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right)
             else:
-                loss = loss_function(model.logits(*model(pixels, ids)), same_caption(ids))
+                loss = loss_function(model.logits(*model(pixels, ids)), right)
         if recipe.accumulate == 1:
             loss.backward()
         optimiser.step()
@@ -92,7 +94,7 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
 
 
 def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
-    images, unseen = load_images(run, config.image_size, recipe.scenes), held_out_images(run, config.image_size, 128)
+    images, unseen = open_splits(run, config.image_size, recipe.scenes)
 
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
@@ -147,7 +149,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     models = Models(run.folder, run.device)
     vqgan, tokenizer = models.get("vqgan"), models.get("tokenizer")
     size = vqgan.config.image_size
-    images, unseen = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
+    images, unseen = open_splits(run, size, recipe.scenes)
     length = run.settled("dalle", "text_length") or fitting_length(tokenizer, distinct(images, unseen))
     check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
@@ -193,19 +195,19 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
     models = Models(run.folder, run.device)
     clip, tokenizer = models.get("clip"), models.clip_tokenizer()
     size, length = clip.config.image_size, clip.config.context_length
-    images, unseen = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
+    images, unseen = open_splits(run, size, recipe.scenes)
     check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
-    read = lambda texts: read_captions(clip, encode(texts).to(run.device))  # noqa: E731  words (b t d), mask (b t), z_t (b e)
+    read = lambda texts: read_captions(clip, encode(texts).to(run.device))  # noqa: E731  features (b t d), mask (b t), z_t (b e)
     empty = tuple(part[0] for part in read([""]))
     embeddings = embed_all(clip, images, run.device)                                         # (images e)
     config = dataclasses.replace(config, embed_dim=clip.config.embed_dim, token_width=clip.config.text_width, text_length=length)
 
     torch.manual_seed(stable_seed(run.job.seed, "prior"))
     model = Prior(config).to(run.device)
-    model.image_whitening.fit(embeddings)
-    model.text_whitening.fit(read([captions[0] for captions in images.captions[:4096]])[-1])
-    embeddings = model.image_whitening(embeddings.to(run.device))
+    model.standardise_image.fit(embeddings)
+    model.standardise_text.fit(read([captions[0] for captions in images.captions[:4096]])[-1])
+    embeddings = model.standardise_image(embeddings.to(run.device))
     optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     print(f"prior: expect a first loss of about {unclip.expected_loss(embeddings):.3f}, that of the mean embedding")
 
@@ -220,7 +222,7 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         z = embeddings[indices]                                                              # (b e)
-        condition = unclip.drop(read(images.texts(indices, torch.default_generator)), empty, recipe.caption_dropout)
+        condition = unclip.drop_condition(read(images.texts(indices, torch.default_generator)), empty, recipe.caption_dropout)
         t, noise = unclip.random_times(len(z)).to(run.device), torch.randn_like(z)           # (b), (b e)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
@@ -240,13 +242,13 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
 def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> None:
     clip = Models(run.folder, run.device).get("clip")
     size = clip.config.image_size
-    images, unseen = load_images(run, size, recipe.scenes), held_out_images(run, size, 128)
+    images, unseen = open_splits(run, size, recipe.scenes)
     embeddings = embed_all(clip, images, run.device)                                         # (images e)
     config = dataclasses.replace(config, image_size=size, embed_dim=clip.config.embed_dim)
 
     torch.manual_seed(stable_seed(run.job.seed, "decoder"))
     model = Decoder(config).to(run.device, memory_format=torch.channels_last)
-    model.whitening.fit(embeddings)
+    model.standardise.fit(embeddings)
     empty = (model.empty,)
     optimiser = Muon(model, [model.condition, model.levels, model.middle], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     pixels = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
@@ -262,7 +264,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
-        condition = unclip.drop((embeddings[indices].to(run.device),), empty, recipe.embedding_dropout)
+        condition = unclip.drop_condition((embeddings[indices].to(run.device),), empty, recipe.embedding_dropout)
         t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):

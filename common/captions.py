@@ -1,5 +1,6 @@
 """The training's captioned pictures, the tokenizer learned from their captions, and whether the captions are short enough."""
 
+import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,30 +10,68 @@ from minclip import Tokenizer
 
 from .errors import InputError
 from .pictures import Progress
+from .recipes import CLIPRecipe
 from .runs import Run
 
 LONGEST = 77  # most tokens in a caption, as in the published CLIP
+SHOWN = 20  # skipped pictures that are named; all are counted
 
 
 def load_images(run: Run, image_size: int, count: int | None, split: str = "train") -> data.Dataset:
-    """Open a split of the run's data set, once for all models; print which pictures were skipped."""
-    if run.job.data != "shapes" or run.job.overfit:
-        count = 1024 if run.job.overfit else None  # overfitting looks at one batch only
+    """Open a split of the run's data set, once for all models; print what was recognised, and which pictures were skipped."""
+    job = run.job
+    if job.data != "shapes" or job.overfit:
+        count = 1024 if job.overfit else None  # overfitting looks at one batch only
     if (image_size, count, split) in run.opened:
         return run.opened[image_size, count, split]
-    seed = run.job.seed + (split != "train")  # the held-out scenes are those that `sample.py score` judges
-    images = data.load(run.job.data, image_size, split, count, seed, progress=Progress("reading pictures"))
+    seed = job.seed + (split != "train")  # the held-out scenes are those that `sample.py score` judges
+    images = data.load(job.data, image_size, split, count, seed, Progress("reading pictures"), run.folder, job.layout, job.class_names)
+    if images.about and not run.opened:
+        print(f"data: {images.about}", flush=True)
     run.opened[image_size, count, split] = images
-    for reason in images.skipped:
+    for reason in images.skipped[:SHOWN]:
         print(f"skipped: {reason}", file=sys.stderr)
     if images.skipped:
         print(f"skipped {len(images.skipped)}, left {len(images)} images", file=sys.stderr)
     return images
 
 
-def held_out_images(run: Run, image_size: int, count: int) -> data.Dataset:
+def held_out_images(run: Run, image_size: int, count: int = 128) -> data.Dataset:
     """Open pictures that no training sees; of the shapes world, `count` of them."""
     return load_images(run, image_size, count, data.held_out_split(run.job.data))
+
+
+def open_splits(run: Run, image_size: int, count: int) -> tuple[data.Dataset, data.Dataset]:
+    """Open the pictures to train on, of the shapes world `count` of them, and the held-out ones; say once what they are."""
+    new = not run.opened
+    images, unseen = load_images(run, image_size, count), held_out_images(run, image_size)
+    if new and images.about:
+        print("".join(f"data: {line}\n" for line in describe(images, unseen)), end="", flush=True)
+    return images, unseen
+
+
+def describe(images: data.Dataset, unseen: data.Dataset) -> list[str]:
+    """Say how many pictures there are to train on, how many captions, and what is repeated."""
+    both = " (the same, as they are so few)" if len(images) == len(unseen) < 20 else ""
+    captions = distinct(images, unseen)
+    lengths = sorted(len(caption.split()) for caption in captions)
+    words = f"{lengths[0]} to {lengths[-1]} words" if lengths[0] < lengths[-1] else f"{lengths[0]} words"
+    equal = sum(len(answers) > len(own) for own, answers in zip(images.captions, images.answers))
+    return [f"{len(images):,} images to train on, {len(unseen):,} held out{both}",
+            f"{len(captions):,} different captions, of {words}"
+            + (f"; {equal:,} images look like others that have other captions" if equal else "")]
+
+
+def without_look_alikes(run: Run, captions: list[str], recipe: CLIPRecipe) -> CLIPRecipe:
+    """Leave look-alikes out where captions hardly share words, unless --look-alikes is typed: ten classes look alike to none.
+
+    captions: different ones. They share words if a word is in as many of them, on average, as a group of look-alikes holds.
+    """
+    uses = [word for caption in captions for word in set(caption.lower().split())]
+    if recipe.look_alikes < 1 and "look_alikes" not in run.job.flags.get("clip", {}) and len(uses) < recipe.look_alike_group * len(set(uses)):
+        print("clip: the captions hardly share words, so no batch holds look-alikes")
+        return dataclasses.replace(recipe, look_alikes=1.0)
+    return recipe
 
 
 def distinct(*sets: data.Dataset) -> list[str]:

@@ -26,11 +26,17 @@ USER_ERRORS = (InputError, data.InputError, minclip.InputError, minvqgan.InputEr
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """Make an InputError of any OSError of this block: a full disk, a missing folder, a file that may not be read."""
+    """Make an InputError of any OSError of this block: a full disk, a missing folder, a file that may not be read.
+
+    torch.save, stopped by one, still tries to end its archive, and that fails with a RuntimeError.
+    """
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)) from error
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror or str(cause)) from error
 
 
 def one_line_errors(main: Callable[[], None]) -> None:

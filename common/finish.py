@@ -6,10 +6,10 @@ from . import scores
 from .captions import held_out_images
 from .drawing import Drawing, generate_images
 from .guiding import Guiding, guide_and_write
-from .models import Models
+from .models import Models, reconstruct
 from .pictures import Output, reconstruction_sheet, to_pil
 from .runs import Run
-from .unclip import Diffusing, draw, draw_embeddings
+from .unclip import DecoderSampling, draw, draw_embeddings
 
 
 def finish(run: Run) -> None:
@@ -19,9 +19,9 @@ def finish(run: Run) -> None:
 
 def finish_unclip(run: Run) -> None:
     """Draw the captions of 16 held-out pictures with DALL·E 2."""
-    models, folder, seed, how = Models(run.folder, run.device), run.folder / "samples", run.job.seed, Diffusing()
+    models, folder, seed, how = Models(run.folder, run.device), run.folder / "samples", run.job.seed, DecoderSampling()
     size = models.get("decoder").config.image_size
-    originals, captions, _ = scores.first_captions(held_out_images(run, size, 128), 16)
+    originals, captions, _ = scores.first_captions(held_out_images(run, size), 16)
     drawn = draw(models, draw_embeddings(models, captions, seed), how, seed)
     Output(folder / "unclip", "unclip", 16).write(to_pil(drawn), [{"caption": caption} for caption in captions])
 
@@ -30,11 +30,11 @@ def finish_all(run: Run, prompt: str = "a large red circle") -> None:
     """Reconstruct and draw 16 held-out pictures; on the shapes world also guide one by the prompt, and report the scores."""
     models, folder, seed = Models(run.folder, run.device), run.folder / "samples", run.job.seed
     vqgan = models.get("vqgan")
-    originals, captions, scenes = scores.first_captions(held_out_images(run, vqgan.config.image_size, 128), 16)
+    originals, captions, scenes = scores.first_captions(held_out_images(run, vqgan.config.image_size), 16)
     entries = [{"caption": caption} for caption in captions]
     Output(folder / "originals", "originals", 16).write(to_pil(originals), entries)
 
-    redrawn = scores.reconstruct(vqgan, originals.to(run.device))[0].cpu()
+    redrawn = reconstruct(vqgan, originals.to(run.device))[0].cpu()
     psnr = minvqgan.psnr(originals, redrawn).tolist()
     sheet = reconstruction_sheet(to_pil(originals), to_pil(redrawn), [f"{i:04d}.png" for i in range(len(entries))], psnr)
     Output(folder / "reconstruct", "reconstruct", 16).write(

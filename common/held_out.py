@@ -17,7 +17,8 @@ import minvqgan
 from mindalle import unclip
 
 from .drawing import Drawing
-from .scores import first_captions, recall_at_1, reconstruct, zero_shot
+from .models import reconstruct
+from .scores import first_captions, recall_at_1, zero_shot
 
 Encode = Callable[[list[str]], Tensor]  # captions -> ids (b t)
 UNTRAINED_STD = 0.6  # RMS of silu(x), x ~ N(0, 1): the scale of an untrained decoder's output
@@ -77,7 +78,8 @@ def prior_figures(model: unclip.Prior, clip: minclip.CLIP, read: Callable[[list[
     z, condition = F.normalize(clip.encode_image(images.to(device)), dim=-1), read(captions)
     drawn = unclip.draw_embeddings(model, condition, empty, generator=torch.Generator(device).manual_seed(seed))
     found = (F.normalize(drawn, dim=-1) @ z.mT).argmax(dim=1) == torch.arange(len(z), device=device)
-    return {"loss": denoising_error(model, model.image_whitening(z), condition, seed), "recall_at_1": found.float().mean().item()}
+    loss = denoising_error(model, model.standardise_image(z), condition, seed)
+    return {"loss": loss, "recall_at_1": found.float().mean().item()}
 
 
 @torch.no_grad()

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data import LAYOUTS
+
 from .errors import InputError
 from .flags import Options, Parser, add_fields, command, option, typed_fields
 from .recipes import fitting
 from .runs import JOBS, MODELS, Run, trained_by
 
 Fields = dict[str, Any]
+DATA = ("data", "layout", "class_names")  # the fields of Job that say what the models of a run are trained on
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Job(Options):
     """What train.py was asked for. Every field but the last two is a flag."""
 
     data: str = option("shapes", "'shapes', or a folder of captioned images")
+    layout: str | None = option(None, f"how the folder is laid out, if it is not recognised: {', '.join(LAYOUTS)}")
+    class_names: tuple[str, ...] = option((), "what the numbers of the classes stand for, where the data set does not say", nargs="+")
     run: str | None = option(None, "folder of the run (default: runs/ and the name of the data)")
     minutes: float | None = option(None, "train for this long, not the recipe's steps; with --steps, until the first of both",
                                    least=0.01)
@@ -118,17 +123,18 @@ def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
         if model in MODELS:
             return Run(resumed(job, saved, typed), only=model)
         return Run(resumed(job, dataclasses.replace(saved, model=model or saved.model), typed))
-    data = full_name(last.get("job", last)["data"])  # the models of a run are trained on one data set
-    if "data" in typed:
-        refuse_another(job.folder, "data", data, job.data)
-    elif data != job.data:
-        print(f"data: {data}, as for the other models of {job.folder}")
-    return Run(dataclasses.replace(job, data=data, run=str(job.folder)))
+    saved = last.get("job", last)  # the models of a run are trained on one data set
+    source = {"data": full_name(saved["data"])} | {name: saved[name] for name in DATA[1:] if name in saved}
+    for name in source.keys() & typed.keys():
+        refuse_another(job.folder, name, source[name], typed[name])
+    if source["data"] != job.data:
+        print(f"data: {source['data']}, as for the other models of {job.folder}")
+    return Run(dataclasses.replace(job, **source, run=str(job.folder)))
 
 
 def resumed(job: Job, saved: Job, typed: Fields) -> Job:
     """Continue a saved job. A typed setting that differs is refused; only a new end of the training is taken, and printed."""
-    for name in ("data", "seed", "overfit", "truncate"):
+    for name in (*DATA, "seed", "overfit", "truncate"):
         if name in typed:
             refuse_another(job.folder, name, getattr(saved, name), typed[name])
     flags = {model: saved.flags.get(model, {}) | job.flags.get(model, {}) for model in MODELS}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
 from torch import Tensor, nn
 
 import data
@@ -46,6 +45,13 @@ def encode_all(vqgan: minvqgan.VQGAN, images: data.Dataset, device: str) -> Tens
     return codes
 
 
+@torch.no_grad()
+def reconstruct(vqgan: minvqgan.VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode and decode images (b 3 h w), 64 at a time -> reconstructions (b 3 h w) in [-1, 1], codes (b g g)."""
+    codes = torch.cat([vqgan.encode(part) for part in images.split(64)])
+    return torch.cat([vqgan.decode(part) for part in codes.split(64)]).clamp(-1, 1), codes
+
+
 class Models:
     """Load models from a run's folder, or from files named instead of its own.
 
@@ -79,11 +85,6 @@ class Models:
         files = PACKAGES[name].pretrained
         content = files.read(files.locate(self.files[name]))
         return content if isinstance(content, dict) and content.get("kind") == name else {}
-
-    def data_of(self, name: str) -> str:
-        """Return the data set that a model was trained on: "shapes", a folder, or "other pictures" for published weights."""
-        checkpoint = self.checkpoint(name)
-        return checkpoint.get("job", checkpoint).get("data", "other pictures")
 
     def clip_tokenizer(self) -> minclip.Tokenizer:
         """Return CLIP's tokenizer: --merges, or what lies beside a --clip, or the run's own."""
@@ -142,11 +143,8 @@ class Models:
     def read_images(self, paths: Iterable[str | Path]) -> tuple[list[str], Tensor]:
         """Read pictures as CLIP was trained to see them -> their names, images (b 3 side side)."""
         def as_published(path: str | Path) -> Tensor:
-            try:
-                with Image.open(path) as image:
-                    return minclip.preprocess(image, side)
-            except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
-                raise InputError(f"{path} cannot be read as an image ({error})") from error
+            with data.open_image(path) as image:
+                return minclip.preprocess(image, side)
 
         side = self.get("clip").config.image_size
         return read_images(paths, side, None if self.checkpoint("clip") else as_published)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 import data
@@ -22,11 +23,13 @@ import mindalle
 import minclip
 import minvqgan
 
-from . import unclip_scores
+from . import picture_scores, unclip_scores
 from .drawing import Drawing, generate_images
-from .errors import InputError
+from .errors import InputError, file_errors
 from .files import write_whole
-from .models import PACKAGES, Models
+from .jobs import DATA
+from .models import PACKAGES, Models, reconstruct
+from .pictures import Progress
 
 Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)
 
@@ -71,13 +74,6 @@ def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor, captions
 # ---- VQGAN and DALL·E -------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def reconstruct(vqgan: minvqgan.VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode and decode images (b 3 h w), 64 at a time -> reconstructions (b 3 h w) in [-1, 1], codes (b g g)."""
-    codes = torch.cat([vqgan.encode(part) for part in images.split(64)])
-    return torch.cat([vqgan.decode(part) for part in codes.split(64)]).clamp(-1, 1), codes
-
-
 def agreement(images: Tensor, captions: list[str]) -> float:
     """Return how often the judge finds all that the caption says, and nothing else: images (b 3 h w) -> share in [0, 1]."""
     return sum(map(data.matches, data.to_pictures(images), captions)) / len(captions)
@@ -119,19 +115,57 @@ class Report:
 
     def add(self, name: str, value: float, note: str = "", percent: bool = True) -> None:
         self.figures[name] = round(value, 4)
-        print(f"{name:28} {f'{value:.1%}' if percent else f'{value:.1f}':>8} {note}", flush=True)
+        print(f"{name:28} {f'{value:.1%}' if percent else f'{value:.3g}':>8} {note}", flush=True)
         write_whole(self.path, lambda file: file.write((json.dumps(self.figures, indent=1) + "\n").encode()))
 
 
-def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best_of: int = 8, seed: int = 0) -> None:
-    """Report every figure that the run's models allow, beside the judge's ceiling on true pictures of each split."""
+def trained_on(models: Models) -> dict[str, Any]:
+    """Return what the run's models were trained on, by the fields of their job. Raises InputError if they differ."""
     there = [name for name in PACKAGES if models.has(name)]
-    for name in there or ["clip"]:
-        if (source := models.data_of(name) if there else models.get(name)) != "shapes":
-            raise InputError(f"{models.files[name]} was trained on {source}: score needs a run over the shapes world")
-    settings = {"count": count, "draws": draws, "best_of": best_of, "seed": seed, **asdict(how)}
-    report = Report(models.run / "scores.json", settings)
-    size = models.get("vqgan" if "dalle" in there else there[0]).config.image_size
+    if not there:
+        models.get("clip")  # says what is missing
+    sources = {}
+    for name in there:
+        state = models.checkpoint(name)
+        job = state.get("job", state)
+        sources[name] = {field: job[field] for field in DATA if job.get(field)}
+        if "data" not in sources[name] or sources[name] != sources[there[0]]:
+            raise InputError(f"{models.files[name]} was trained on {sources[name].get('data', 'other pictures')}, so there is nothing "
+                             "to score it on: score needs models that train.py trained on one data set")
+    return sources[there[0]]
+
+
+def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best_of: int = 8, seed: int = 0) -> None:
+    """Report every figure that the run's models and data allow, and write them to scores.json."""
+    source = trained_on(models)
+    first = "vqgan" if models.has("dalle") else next(filter(models.has, ("clip", "vqgan", "decoder")), "clip")
+    size = models.get(first).config.image_size
+    report = Report(models.run / "scores.json", {"count": count, "draws": draws, "best_of": best_of, "seed": seed, **asdict(how)})
+    if source["data"] == "shapes":
+        score_shapes(models, report, how, count, draws, best_of, seed, size)
+    else:
+        score_pictures(models, report, source, how, count, draws, seed, size)
+    print(f"wrote {report.path}")
+
+
+def score_pictures(models: Models, report: Report, source: dict[str, Any], how: Drawing, count: int, draws: int, seed: int,
+                   size: int) -> None:
+    """Report the figures of a run over a folder, on its held-out pictures."""
+    def show(name: str, sheet: Image.Image) -> None:
+        with file_errors():
+            path = models.run / f"{name.replace(' ', '-')}.png"
+            sheet.save(path)
+            print(f"wrote {path}")
+
+    options = {"layout": source.get("layout"), "class_names": source.get("class_names", ())}
+    train, held_out = (data.load(source["data"], size, split, progress=Progress("reading pictures"), cache=models.run, **options)
+                       for split in ("train", "held-out"))
+    picture_scores.score(models, report.add, show, train, held_out, how, count, draws, seed)
+
+
+def score_shapes(models: Models, report: Report, how: Drawing, count: int, draws: int, best_of: int, seed: int, size: int) -> None:
+    """Report the figures of a run over the shapes world, beside the judge's ceiling on true pictures of each split."""
+    there = [name for name in PACKAGES if models.has(name)]
     true = {split: data.load("shapes", size, split, count, seed=seed + 1) for split in data.SPLITS}
     images = {split: true[split].batch(range(count)).to(models.device) for split in data.SPLITS}
     captions = {split: [texts[0] for texts in true[split].captions] for split in data.SPLITS}
@@ -163,4 +197,3 @@ def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best
         some = slice(0, draws)
         unclip_scores.score(models, report.add, images["unseen"][some], {split: captions[split][some] for split in captions},
                             best_of, seed)
-    print(f"wrote {report.path}")

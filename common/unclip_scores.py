@@ -1,9 +1,9 @@
 """The figures of DALL·E 2 on the shapes world, each a function of its own.
 
     match           does the judge find what the caption says? By way of the prior, or of any other embeddings
-    variations      do they say the same, and do their places move?
+    variations      do they say the same, and do their positions vary?
     inversion       the PSNR of images drawn again from the noise that inverting them has given
-    edits           does one word change, and nothing else?
+    edits           does one word change, and nothing else? With the image's own noise (eta 0); with new noise (eta 1)
     interpolation   how many images on the way show a scene at all?
 """
 
@@ -24,7 +24,10 @@ import minvqgan
 from mindalle import unclip
 
 from .models import Models
-from .unclip import Diffusing, bind, draw, draw_embeddings
+from .unclip import DecoderSampling, denoiser, draw, draw_embeddings
+
+
+GRAIN = 48  # of the 765 levels that a pixel's three channels have together
 
 
 def judged(images: Tensor, captions: list[str]) -> list[bool]:
@@ -32,14 +35,14 @@ def judged(images: Tensor, captions: list[str]) -> list[bool]:
     return [*map(data.matches, data.to_pictures(images), captions)]
 
 
-def match_from(models: Models, z: Tensor, captions: list[str], how: Diffusing, seed: int) -> float:
+def match_from(models: Models, z: Tensor, captions: list[str], how: DecoderSampling, seed: int) -> float:
     """Draw an image from each embedding (b e) -> how often the judge finds what its caption says."""
     images = torch.cat([draw(models, part, how, seed + i) for i, part in enumerate(z.split(64))])
     return float(np.mean(judged(images, captions)))
 
 
 @torch.no_grad()
-def match(models: Models, captions: list[str], how: Diffusing, best_of: int, seed: int) -> tuple[float, float]:
+def match(models: Models, captions: list[str], how: DecoderSampling, best_of: int, seed: int) -> tuple[float, float]:
     """Draw each caption `best_of` times, by prior and decoder -> the match of the first images, and of those CLIP likes best."""
     first, best, at_once = [], [], max(1, 64 // best_of)
     for start in range(0, len(captions), at_once):
@@ -56,24 +59,27 @@ def match(models: Models, captions: list[str], how: Diffusing, best_of: int, see
 def spread(pictures: np.ndarray, count: int) -> float:
     """Return how far the centre of what is drawn moves among the `count` pictures of a scene, RMS, in sides of the picture.
 
-    pictures uint8 (scenes · count h w 3). A pixel's weight is how much it differs from the border, which is background.
+    pictures uint8 (scenes · count h w 3). A pixel's weight is how much it differs from the border, which is background, if by more
+    than GRAIN: faint noise all over would pull every centre to the middle.
     """
     pictures = pictures.astype(np.float32)
     border = np.median(np.concatenate([pictures[:, 0], pictures[:, -1], pictures[:, :, 0], pictures[:, :, -1]], axis=1), axis=1)
-    weights = reduce(np.abs(pictures - rearrange(border, "b c -> b 1 1 c")), "b h w c -> b h w", "sum") + 1e-6
+    differs = reduce(np.abs(pictures - rearrange(border, "b c -> b 1 1 c")), "b h w c -> b h w", "sum")
+    weights = np.where(differs > GRAIN, differs, 1e-6)
     ticks = (np.arange(weights.shape[1]) + 0.5) / weights.shape[1]
-    places = np.stack([(weights.sum(axis) * ticks).sum(1) / weights.sum((1, 2)) for axis in (1, 2)], axis=1)
-    places = rearrange(places, "(s n) two -> s n two", n=count)
-    return float(np.sqrt(((places - places.mean(1, keepdims=True)) ** 2).sum(-1).mean()))
+    centres = np.stack([(weights.sum(axis) * ticks).sum(1) / weights.sum((1, 2)) for axis in (1, 2)], axis=1)
+    centres = rearrange(centres, "(s n) two -> s n two", n=count)
+    return float(np.sqrt(((centres - centres.mean(1, keepdims=True)) ** 2).sum(-1).mean()))
 
 
 @torch.no_grad()
-def variations(models: Models, images: Tensor, z: Tensor, captions: list[str], how: Diffusing, seed: int) -> tuple[float, float]:
-    """Draw eight variations of each image (b 3 h w) -> how many say the same; the spread of their places beside the world's."""
+def variations(models: Models, images: Tensor, z: Tensor, captions: list[str], how: DecoderSampling,
+               seed: int) -> tuple[float, float]:
+    """Draw eight variations of each image (b 3 h w) -> how many say the same; the spread of their centres beside the world's."""
     drawn, true, count = [], [], 8
     generator = torch.Generator(models.device).manual_seed(seed)
     for i, (image, z_i, caption) in enumerate(zip(images, z, captions, strict=True)):
-        drawn.append(unclip.variations(bind(models, how), image[None], z_i[None], count, how.times, 1.0, generator))
+        drawn.append(unclip.variations(denoiser(models, how), image[None], z_i[None], count, how.times, 1.0, generator))
         rng = random.Random(f"{seed} {i}")
         true += [data.render(data.parse(caption), rng, images.shape[-1]) for _ in range(count)]
     drawn = torch.cat(drawn)
@@ -84,7 +90,7 @@ def variations(models: Models, images: Tensor, z: Tensor, captions: list[str], h
 @torch.no_grad()
 def inversion(models: Models, images: Tensor, z: Tensor, steps: int) -> float:
     """Invert images (b 3 h w) without guidance, and draw them again, both in so many steps -> PSNR in dB"""
-    denoise, times = bind(models, Diffusing(guidance=1.0))(z), unclip.even_times(steps)
+    denoise, times = denoiser(models, DecoderSampling(guidance=1.0))(z), unclip.even_times(steps)
     again = unclip.sample(denoise, unclip.invert(denoise, images, times), times).clamp(-1, 1)
     return minvqgan.psnr(images, again).mean().item()
 
@@ -103,21 +109,25 @@ def change_a_word(scene: data.Scene, rng: random.Random) -> data.Scene:
 
 
 @torch.no_grad()
-def edits(models: Models, images: Tensor, z: Tensor, captions: list[str], how: Diffusing, eta: float, seed: int) -> float:
-    """Change a word of each caption, and its image (b 3 h w) accordingly -> how many say the new caption, and nothing else."""
+def edits(models: Models, images: Tensor, z: Tensor, captions: list[str], how: DecoderSampling, eta: float, seed: int) -> float:
+    """Change a word of each caption, and its image (b 3 h w) accordingly -> how many say the new caption, and nothing else.
+
+    eta 1 is no edit: all noise is replaced, so the edited embedding is drawn anew.
+    """
     rng = random.Random(seed)
     wanted = [change_a_word(data.parse(caption), rng).caption for caption in captions]
     old, new = (F.normalize(models.embed_text(texts), dim=-1) for texts in (captions, wanted))
     whole, generator = torch.ones(1, device=z.device), torch.Generator(models.device).manual_seed(seed)
-    drawn = [unclip.edit(bind(models, how), image[None], z_i[None], a, b, whole, how.times, eta, generator)
+    drawn = [unclip.edit(denoiser(models, how), image[None], z_i[None], a, b, whole, how.times, eta, generator)
              for image, z_i, a, b in zip(images, z, old, new)]
     return float(np.mean(judged(torch.cat(drawn), wanted)))
 
 
 @torch.no_grad()
-def interpolation(models: Models, images: Tensor, z: Tensor, how: Diffusing) -> float:
+def interpolation(models: Models, images: Tensor, z: Tensor, how: DecoderSampling) -> float:
     """Draw eight images on the way from each image (b 3 h w) to the next -> the share that shows a scene without a flaw."""
-    drawn = [unclip.interpolate(bind(models, how), images[i : i + 2], z[i : i + 2], 8, how.times) for i in range(0, len(z) - 1, 2)]
+    drawn = [unclip.interpolate(denoiser(models, how), images[i : i + 2], z[i : i + 2], 8, how.times)
+             for i in range(0, len(z) - 1, 2)]
     return float(np.mean([data.read_scene(picture) is not None for picture in data.to_pictures(torch.cat(drawn))]))
 
 
@@ -127,7 +137,7 @@ def score(models: Models, add: Callable, images: Tensor, captions: dict[str, lis
 
     images (b 3 h w): those of the unseen captions
     """
-    how, unseen = Diffusing(), captions["unseen"]
+    how, unseen = DecoderSampling(), captions["unseen"]
     z, z_t = (F.normalize(values, dim=-1) for values in (models.embed_images(images), models.embed_text(unseen)))
     for split in ("unseen", "novel"):
         plain, reranked = match(models, captions[split], how, best_of, seed)
@@ -140,9 +150,9 @@ def score(models: Models, add: Callable, images: Tensor, captions: dict[str, lis
     add("variations spread", moved, "of the centres, beside that of the world's own")
     for steps in (4, 8, 16, 32, 64):
         add(f"inversion {steps} steps", inversion(models, images[:64], z[:64], steps), "dB", percent=False)
-    for eta in (0.0, 1.0):
+    for name, eta in {"edits eta 0": 0.0, "edits eta 1, drawn anew": 1.0}.items():
         value = edits(models, images[:64], z[:64], unseen[:64], how, eta, seed)
-        add(f"edits eta {eta:g}", value, f"of {len(images[:64])} pictures: one word changed, nothing else")
+        add(name, value, f"of {len(images[:64])} pictures: one word changed, nothing else")
     add("interpolation", interpolation(models, images[:32], z[:32], how), "share that shows a scene at all")
     start = time.perf_counter()
     draw(models, z[:64], how, seed)

@@ -8,19 +8,25 @@
 
     load("shapes" | folder, image_size) --> Dataset --> .batch(indices) (b 3 h w), .texts(indices, generator)
 
+    folder --tree, layouts--> Collection: Picture, ... --decoding--> uint8 (n h w 3) --> Dataset
+
 Pictures are uint8 (h w 3) in here, and float (b 3 h w) in [-1, 1] once they leave for a model.
 """
 
-from .dataset import Dataset, held_out_split, load, read_image, to_pictures, to_tensor
+from .collection import Collection
+from .dataset import Dataset, held_out_split, image_files, load
 from .errors import InputError
-from .folders import image_files, read_captions
 from .judge import matches, overlap, read_scene
+from .layouts import LAYOUTS
+from .layouts import read as read_layout
+from .pictures import open_image, read_image, to_pictures, to_tensor
 from .shapes import (BACKGROUNDS, COLOURS, NOVEL, OUTLINES, RELATIONS, SHAPES, SPLITS, Object, Scene, paint, parse,
                      place, random_scene, render, split_of)
 
 __all__ = [
     "load", "Dataset", "held_out_split", "InputError",
-    "read_image", "to_tensor", "to_pictures", "image_files", "read_captions",
+    "read_layout", "Collection", "LAYOUTS", "image_files",
+    "open_image", "read_image", "to_tensor", "to_pictures",
     "COLOURS", "SHAPES", "BACKGROUNDS", "RELATIONS", "OUTLINES", "NOVEL", "SPLITS",
     "Object", "Scene", "parse", "split_of", "random_scene", "place", "paint", "render",
     "read_scene", "matches", "overlap",

@@ -3,103 +3,47 @@
     load("shapes" | folder, image_size) --> Dataset --> .batch(indices)              float (b 3 h w) in [-1, 1]
                                                         .texts(indices, generator)   b captions, one of each picture's
 
-Pictures are uint8 (h w 3) until they leave for a model as tensors.
+A folder is read by layouts.py and decoded whole by decoding.py; a split is a choice of rows of the block.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from .decoding import decode
 from .errors import InputError
-from .folders import read_captions, train_and_held_out
+from .layouts import read
+from .pictures import to_float
 from .shapes import Scene, random_scene, render
+from .split import fraction, train_and_held_out
+from .tree import list_folder
 
-CACHE_BYTES = 2**30  # a data set up to this size stays decoded in memory; a larger one is decoded batch by batch
-
-
-# ---- Pictures and tensors ----
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Read a picture of any mode as RGB: upright, first frame, over white where transparent, 16 bits scaled to 8."""
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode[0] in "IF":  # 16 bits; Pillow's own conversion clips at 255
-                levels = (np.asarray(image, np.float32) / 257).round().clip(0, 255)
-                image = Image.fromarray(levels.astype(np.uint8))
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise all kinds of exceptions on broken bytes
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error
-
-
-def _square(image: Image.Image, image_size: int) -> np.ndarray:
-    """Scale the short side to image_size (bicubic, antialiased) and crop the centre -> uint8 (h w 3).
-
-    Every rounding is that of CLIP's own preprocessing.
-    """
-    short, long = sorted(image.size)
-    if long > 50 * short:  # crop before scaling: scaled whole, so long a picture could fill the memory
-        return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
-    image = image.resize([image_size * side // short for side in image.size], Image.Resampling.BICUBIC)
-    left, top = (round((side - image_size) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
-
-
-def to_tensor(images: Sequence[Image.Image], image_size: int) -> Tensor:
-    """Turn RGB pictures of any size into a batch -> float (b 3 h w) in [-1, 1], h = w = image_size."""
-    return _to_float(np.stack([_square(image, image_size) for image in images]))
-
-
-def _to_float(pictures: np.ndarray) -> Tensor:
-    return rearrange(torch.from_numpy(pictures), "b h w c -> b c h w").contiguous().float() / 127.5 - 1
-
-
-def to_pictures(images: Tensor) -> np.ndarray:
-    """Turn float (b 3 h w) into uint8 (b h w 3), clipping what lies outside [-1, 1]."""
-    levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return rearrange(levels, "b c h w -> b h w c").cpu().numpy()
-
-
-# ---- Data sets ----
+CACHE_BYTES = 2**30  # scenes up to this size stay in memory once they are drawn
 
 
 class Dataset:
-    """Hold captioned pictures: `sources` to decode, `captions`, a list each; `skipped` has a line for each not used."""
+    """Captioned pictures. `captions` has a list for each of them, `skipped` a line for each that is not used, and `about`
+    says what was recognised ("" for the shapes world).
 
-    def __init__(self, sources: Sequence, captions: list[list[str]], decode: Callable[[Any], np.ndarray],
-                 image_size: int, name: Callable[[Any], str] = str):
-        self.sources, self.captions, self.skipped = list(sources), captions, []
-        self.decode = decode  # source -> uint8 (h w 3), or InputError
-        self._name = name  # source -> what to call it in a message
-        self._unreadable = {}  # source -> the line about it; never tried again, or what is reported would be used
-        self.fits = 3 * image_size**2 * len(self.sources) <= CACHE_BYTES
-        # one block, filled as pictures are asked for: thousands of small arrays would fragment the memory of a training
-        self._pixels = np.empty((len(self.sources) if self.fits else 0, image_size, image_size, 3), np.uint8)
-        self._decoded = np.zeros(len(self.sources), bool)
+    fetch: list of indices -> uint8 (b h w 3). name: index -> what a message calls the picture, its path or "scene 17 of train".
+    answers: a list for each picture of the captions that are right for it: its own, and those of pictures that look the same.
+    """
+
+    def __init__(self, captions: list[list[str]], fetch: Callable[[list[int]], np.ndarray], name: Callable[[int], str],
+                 about: str = "", skipped: Sequence[str] = (), answers: list[list[str]] | None = None):
+        self.captions, self.fetch, self.name, self.about, self.skipped = captions, fetch, name, about, list(skipped)
+        self.answers = answers or captions
 
     def __len__(self) -> int:
-        return len(self.sources)
-
-    def name(self, i: int) -> str:
-        """Say what to call picture i in a message: its path, or "scene 17 of train"."""
-        return self._name(self.sources[i])
+        return len(self.captions)
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Fetch pictures -> float (b 3 h w) in [-1, 1]."""
-        return _to_float(np.stack([self._picture(i) for i in torch.as_tensor(indices).tolist()]))
+        return to_float(self.fetch(torch.as_tensor(indices).tolist()))
 
     def texts(self, indices: Sequence[int] | Tensor, generator: torch.Generator) -> list[str]:
         """Pick one caption for each index, uniformly among its own."""
@@ -107,57 +51,70 @@ class Dataset:
         picks = torch.rand(len(choices), generator=generator).tolist()
         return [texts[int(pick * len(texts))] for texts, pick in zip(choices, picks)]
 
-    def skip_unreadable(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode everything now, and drop what cannot be read. progress(done, total) is called after each picture."""
-        kept = []
-        for i, source in enumerate(self.sources):
-            try:
-                self._pixels[len(kept)] = self.decode(source)
-                kept.append(i)
-            except InputError as error:
-                self.skipped.append(str(error))
-            if progress:
-                progress(i + 1, len(self.sources))
-        self._decoded[: len(kept)] = True
-        self.sources, self.captions = [self.sources[i] for i in kept], [self.captions[i] for i in kept]
-
-    def _picture(self, i: int) -> np.ndarray:
-        if self._decoded[i]:
-            return self._pixels[i]
-        for j in chain(range(i, len(self)), range(i)):
-            if (source := self.sources[j]) in self._unreadable:
-                continue
-            try:
-                picture = self.decode(source)
-                break
-            except InputError as error:  # only now, as the folder was too large to check: on to the next
-                self._unreadable[source] = str(error)
-                self.skipped.append(str(error))
-        else:
-            first = next(iter(self._unreadable.values()))
-            raise InputError(f"none of the {len(self)} images can be read; the first: {first}")
-        self.sources[i], self.captions[i] = self.sources[j], self.captions[j]  # the next one replaces it for good
-        if self.fits:
-            self._pixels[i], self._decoded[i] = picture, True
-        return picture
+    def right(self, indices: Sequence[int] | Tensor, texts: list[str]) -> Tensor:
+        """Compare pictures with texts (t) -> boolean (b t), True where a text is among a picture's answers."""
+        answers = [self.answers[i] for i in torch.as_tensor(indices).tolist()]
+        return torch.tensor([[text in right for text in texts] for right in answers])
 
 
 def load(
     source: str | Path, image_size: int, split: str = "train", count: int | None = None, seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, cache: str | Path | None = None,
+    layout: str | None = None, class_names: Sequence[str] = (),
 ) -> Dataset:
     """Open a data set; raise InputError if it cannot be opened.
 
     "shapes": split "train", "unseen" or "novel"; count scenes, each drawn when first asked for. Scene i depends
         on nothing but (seed, split, i).
-    a folder: split "train" or "held-out", a twentieth by a hash of the file names (below 20 images, both are
-        the whole folder); count limits the images. The seed has no effect: the same files stay held out.
-        If all pictures fit in memory, they are decoded now, and progress(done, total) is called after each.
+    a folder: split "train" or "held-out", as the folder says, or else a twentieth by a hash of the names is held out (below 20
+        images, both are the whole folder). count limits the images. The seed has no effect: the same files stay held out.
+        All pictures of both splits are decoded now, and progress(done, total) is called after each, unless they are found
+        in the folder `cache`, where they are kept for the next start. layout, class_names: see layouts.read.
     """
     if image_size < 1 or (count is not None and count < 1):
         raise InputError(f"image_size and count must be at least 1, not {image_size} and {count}")
-    if str(source) != "shapes":
-        return _load_folder(Path(source), image_size, split, count, progress)
+    if str(source) == "shapes":
+        return _load_shapes(image_size, split, count, seed)
+    if split not in ("train", "held-out"):
+        raise InputError(f"a folder has no split {split!r}; choose train or held-out")
+
+    folder, collection = Path(source), read(source, layout, class_names)
+    pictures, rows = collection.pictures, _rows(collection.pictures, split)
+    if count is not None:  # these alone are decoded; a cache is for the whole
+        pictures, cache = [pictures[row] for row in rows[:count]], None
+        rows = range(len(pictures))
+    block = decode(pictures, image_size, folder, cache, progress)
+    unreadable = [block.unreadable[row] for row in rows if row in block.unreadable]
+    rows = np.array([row for row in rows if row not in block.unreadable], int)
+    if not len(rows):
+        raise InputError(f"{folder}: not one image can be read; the first: {unreadable[0]}")
+    left_out = [f"{folder / name}: {kind}" for kind, name in collection.left_out if kind != "other suffix"]
+    captions = [pictures[row].captions for row in rows]
+    return Dataset(captions, lambda indices: block.pixels[rows[indices]], lambda i: str(folder / pictures[rows[i]].name),
+                   collection.line, unreadable + left_out, shared(captions, (hash(block.pixels[row].tobytes()) for row in rows)))
+
+
+def shared(captions: list[list[str]], looks: Iterable[int]) -> list[list[str]]:
+    """Give each picture the captions of all that look the same: captions, looks (n) -> captions (n)"""
+    looks, together = list(looks), {}
+    for look, texts in zip(looks, captions):
+        known = together.setdefault(look, texts)
+        if missing := [text for text in texts if text not in known]:
+            together[look] = known + missing
+    return [together[look] for look in looks]
+
+
+def _rows(pictures: Sequence, split: str) -> list[int]:
+    """Choose the rows of a split, in the order of their names' hashes: shuffled, so that the first few show all kinds."""
+    number = {picture.name: row for row, picture in enumerate(pictures)}
+    if any(picture.split for picture in pictures):
+        names = sorted((picture.name for picture in pictures if picture.split == split), key=fraction)
+    else:
+        names = train_and_held_out(list(number))[split == "held-out"]
+    return [number[name] for name in names]
+
+
+def _load_shapes(image_size: int, split: str, count: int | None, seed: int) -> Dataset:
     if count is None:
         raise InputError("the shapes world has no fixed number of pictures; say how many scenes (count)")
 
@@ -165,31 +122,29 @@ def load(
         rng = random.Random(f"{seed} {split} {i}")  # a text seeds alike in every process
         return random_scene(rng, split), rng
 
-    captions = [[scene(i)[0].caption] for i in range(count)]
-    return Dataset(range(count), captions, lambda i: render(*scene(i), image_size), image_size,
-                   name=lambda i: f"scene {i} of {split}")
+    fits = 3 * image_size**2 * count <= CACHE_BYTES
+    # one block, filled as pictures are asked for: thousands of small arrays would fragment the memory of a training
+    pixels, drawn = np.empty((count if fits else 0, image_size, image_size, 3), np.uint8), np.zeros(count, bool)
+
+    def fetch(indices: list[int]) -> np.ndarray:
+        if not fits:
+            return np.stack([render(*scene(i), image_size) for i in indices])
+        for i in indices:
+            if not drawn[i]:
+                pixels[i], drawn[i] = render(*scene(i), image_size), True
+        return pixels[indices]
+
+    return Dataset([[scene(i)[0].caption] for i in range(count)], fetch, lambda i: f"scene {i} of {split}")
 
 
-def _load_folder(
-    folder: Path, image_size: int, split: str, count: int | None, progress: Callable[[int, int], None] | None
-) -> Dataset:
-    if split not in ("train", "held-out"):
-        raise InputError(f"a folder has no split {split!r}; choose train or held-out")
-    captions = read_captions(folder)
-    train, held_out = train_and_held_out([name for name in captions if captions[name]])
-    names = (train if split == "train" else held_out)[:count]
+def image_files(folder: str | Path) -> list[str]:
+    """List the pictures in and below a folder as sorted paths relative to it, by their suffixes, as layouts.read finds them.
 
-    def decode(name: str) -> np.ndarray:
-        return _square(read_image(folder / name), image_size)
-
-    texts = [captions[name] for name in names]
-    dataset = Dataset(names, texts, decode, image_size, name=lambda name: str(folder / name))
-    if dataset.fits:
-        dataset.skip_unreadable(progress)
-    if not len(dataset):
-        raise InputError(f"{folder}: not one image can be read; the first: {dataset.skipped[0]}")
-    dataset.skipped += [f"{folder / name} has no caption" for name in captions if not captions[name]]
-    return dataset
+    Raises InputError if there are none.
+    """
+    if names := list_folder(folder).images:
+        return names
+    raise InputError(f"{folder} holds no images; put PNG, JPEG, WebP or GIF files there")
 
 
 def held_out_split(source: str | Path) -> str:

@@ -17,6 +17,9 @@ from torch import Tensor
 def preprocess(image: Image.Image, image_size: int) -> Tensor:
     """Scale, crop and convert an image -> (3 n n) float32 in [-1, 1], n = image_size."""
     short = min(image.size)
+    if max(image.size) > 50 * short:  # crop before scaling: scaled whole, so long a picture could fill the memory
+        left, top = (max(0, side - 50 * short) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     width, height = (image_size if side == short else int(image_size * side / short) for side in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)

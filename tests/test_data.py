@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 import data
 from data import dataset as data_sets
-from data import folders
+from data import split as splits
 
 
 def scenes(split, count, seed=0):
@@ -388,88 +388,6 @@ def test_overlap_refuses_what_is_no_caption_of_the_world():
         data.overlap(np.zeros((32, 32, 3), np.uint8), "a dog")
 
 
-# ---- pictures ----
-
-
-def test_tensors_and_pictures_turn_into_each_other():
-    picture = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
-    tensor = data.to_tensor([Image.fromarray(picture)] * 2, 5)
-    assert tensor.shape == (2, 3, 5, 5) and tensor.dtype == torch.float32
-    assert tensor[0, 1, 2, 3] == pytest.approx(picture[2, 3, 1] / 127.5 - 1, abs=1e-6)
-    assert np.array_equal(data.to_pictures(tensor)[1], picture)
-    assert data.to_pictures(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2))[0, 0, :, 0].tolist() == [0, 255]
-
-
-@pytest.mark.parametrize("size", [(70, 41), (41, 70), (33, 100), (20, 20), (7, 9)])
-def test_resizing_equals_clips_resize_then_centre_crop(size):
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8))
-    short = min(size)
-    whole = image.resize([32 * side // short for side in size], Image.Resampling.BICUBIC)
-    left, top = (int(round((side - 32) / 2.0)) for side in whole.size)
-    expected = np.asarray(whole.crop((left, top, left + 32, top + 32)))
-    assert np.array_equal(data.to_pictures(data.to_tensor([image], 32))[0], expected)
-
-
-def test_a_thread_of_a_picture_is_squared_without_scaling_it_whole(monkeypatch):
-    thread, resize, sizes = Image.new("RGB", (60_000, 1), (9, 8, 7)), Image.Image.resize, []
-    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *a, **k: sizes.append(tuple(size)) or resize(image, (256, 256)))
-    data.to_tensor([thread], 256)
-    assert sizes == [(256, 256)]
-    monkeypatch.undo()
-    assert (data.to_pictures(data.to_tensor([thread], 256)) == (9, 8, 7)).all()
-
-
-def test_every_image_mode_becomes_the_same_rgb(tmp_path):
-    def read(name, image, **options):
-        image.save(tmp_path / name, **options)
-        found = data.read_image(tmp_path / name)
-        assert found.mode == "RGB"
-        return np.asarray(found).astype(int)
-
-    red = Image.new("RGB", (8, 6), (200, 40, 60))
-    assert (read("rgb.png", red) == (200, 40, 60)).all()
-    assert (read("rgb.webp", red, lossless=True) == (200, 40, 60)).all()
-    assert abs(read("rgb.JPG", red, quality=100) - (200, 40, 60)).max() <= 4
-    palette = red.convert("P", palette=Image.Palette.ADAPTIVE)
-    assert abs(read("palette.png", palette) - (200, 40, 60)).max() <= 4
-    assert abs(read("cmyk.jpg", red.convert("CMYK"), quality=100) - (200, 40, 60)).max() <= 6
-    assert (read("grey.png", Image.new("L", (8, 6), 90)) == 90).all()
-    assert (read("bit.png", Image.new("1", (8, 6), 1)) == 255).all()
-
-
-def test_transparency_lies_over_white(tmp_path):
-    half = Image.new("RGBA", (8, 6), (0, 0, 0, 128))
-    half.putpixel((0, 0), (0, 0, 0, 0))
-    half.save(tmp_path / "alpha.png")
-    found = data.read_image(tmp_path / "alpha.png")
-    assert found.getpixel((0, 0)) == (255,) * 3 and abs(found.getpixel((4, 4))[0] - 127) <= 1
-    Image.new("LA", (8, 6), (10, 0)).save(tmp_path / "la.png")
-    palette = Image.new("P", (8, 6), 0)
-    palette.putpalette([0, 0, 0, 9, 9, 9])
-    palette.save(tmp_path / "p.png", transparency=0)
-    Image.new("RGB", (8, 6), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
-    for name in ("la.png", "p.png", "key.png"):
-        assert data.read_image(tmp_path / name).getpixel((3, 3)) == (255,) * 3, name
-
-
-def test_16_bits_are_scaled_not_clipped(tmp_path):
-    levels = np.array([[0, 257, 32896, 65535]], np.uint16)
-    for name, kind in (("i16.png", np.uint16), ("i.tiff", np.int32)):  # older Pillow reads both as the second
-        Image.fromarray(levels.astype(kind)).save(tmp_path / name)
-        found = np.asarray(data.read_image(tmp_path / name))
-        assert found[0, :, 0].tolist() == [0, 1, 128, 255]
-
-
-def test_exif_rotation_is_undone_and_a_gif_gives_its_first_frame(tmp_path):
-    image, exif = Image.new("RGB", (8, 6)), Image.Exif()
-    exif[0x0112] = 6  # turn by 90° to see it upright
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert data.read_image(tmp_path / "turned.jpg").size == (6, 8)
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("blue", "red")]
-    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    assert data.read_image(tmp_path / "film.gif").getpixel((2, 2)) == (0, 0, 255)
-
-
 # ---- data sets ----
 
 
@@ -565,38 +483,66 @@ def test_texts_picks_among_an_images_captions_by_the_generator(tmp_path):
     assert all(60 < texts.count(text) < 140 for text in "abc")
 
 
+def names(dataset):
+    return [dataset.name(i) for i in range(len(dataset))]
+
+
 def test_a_folder_holds_out_a_twentieth_that_stays_held_out_as_it_grows(tmp_path):
     for i in range(120):
-        picture(tmp_path / "red" / f"{i}.png", i)
+        picture(tmp_path / f"red {i % 2}" / f"{i}.png", i)
     train, held_out = data.load(str(tmp_path), 4), data.load(str(tmp_path), 4, "held-out")
-    assert not set(train.sources) & set(held_out.sources) and len(train) + len(held_out) == 120
+    assert not set(names(train)) & set(names(held_out)) and len(train) + len(held_out) == 120
     assert 1 <= len(held_out) <= 14
     for i in range(120, 160):
         picture(tmp_path / "blue" / f"{i}.png", i)
-    assert set(held_out.sources) <= set(data.load(str(tmp_path), 4, "held-out").sources)
-    assert len(data.load(str(tmp_path), 4, count=7)) == 7
+    assert set(names(held_out)) <= set(names(data.load(str(tmp_path), 4, "held-out")))
+    few = data.load(str(tmp_path), 4, count=7)
+    assert names(few) == names(data.load(str(tmp_path), 4))[:7]
+
+
+def test_which_pictures_are_held_out_by_their_names_never_changes(tmp_path):
+    for i in range(40):
+        picture(tmp_path / f"{i}.png", i)
+        (tmp_path / f"{i}.txt").write_text(f"number {i}")
+    assert list(contents(data.load(tmp_path, 4, "held-out"))) == [33, 6]
+    assert list(contents(data.load(tmp_path, 4)))[:5] == [0, 8, 38, 18, 34]
+
+
+def test_pictures_that_a_folder_calls_held_out_are_held_out_and_no_others(tmp_path):
+    for i in range(30):
+        picture(tmp_path / ("test" if i % 3 == 0 else "train") / "ab"[i % 2] / f"{i}.png", i)
+    train, held_out = data.load(tmp_path, 4), data.load(tmp_path, 4, "held-out")
+    assert sorted(contents(held_out)) == list(range(0, 30, 3)) and len(train) == 20
+    assert contents(held_out)[9] == ["b"] and not set(contents(train)) & set(contents(held_out))
+
+
+def test_a_few_pictures_of_a_folder_are_of_all_kinds(tmp_path):
+    for i in range(60):
+        picture(tmp_path / "train" / f"kind {i // 20}" / f"{i}.png", i)
+    picture(tmp_path / "test" / "kind 0" / "60.png", 60)
+    assert len({text for texts in data.load(tmp_path, 4, count=12).captions for text in texts}) == 3
 
 
 def test_a_folder_below_20_images_is_in_both_splits(tmp_path):
     for i in range(19):
-        picture(tmp_path / "red" / f"{i}.png")
+        picture(tmp_path / f"red {i % 2}" / f"{i}.png")
     assert len(data.load(str(tmp_path), 4)) == len(data.load(str(tmp_path), 4, "held-out")) == 19
-    picture(tmp_path / "red" / "19.png")
+    picture(tmp_path / "red 1" / "19.png")
     train, held_out = data.load(str(tmp_path), 4), data.load(str(tmp_path), 4, "held-out")
-    assert sorted(train.sources + held_out.sources) == sorted(f"red/{i}.png" for i in range(20))
+    assert sorted(names(train) + names(held_out)) == sorted(str(tmp_path / f"red {i % 2}" / f"{i}.png") for i in range(20))
     assert 1 <= len(held_out) < 5
 
 
 def test_at_least_one_image_is_held_out(tmp_path, monkeypatch):
     for i in range(20):
-        picture(tmp_path / "red" / f"{i}.png")
-    monkeypatch.setattr(folders, "fraction", lambda name: 0.5)
+        picture(tmp_path / f"red {i % 2}" / f"{i}.png")
+    monkeypatch.setattr(splits, "fraction", lambda name: 0.5)
     assert len(data.load(str(tmp_path), 4, "held-out")) == 1 and len(data.load(str(tmp_path), 4)) == 19
 
 
 def named(skipped, folder):
     """Tell which image each line is about, relative to the folder; its own path may hold spaces."""
-    ends = (" cannot be read as an image", " has no caption")
+    ends = (" cannot be read as an image", ": no caption", ": missing")
     paths = [line.split(next(end for end in ends if end in line))[0] for line in skipped]
     return sorted(Path(path).relative_to(folder).as_posix() for path in paths)
 
@@ -618,19 +564,51 @@ def test_unreadable_and_uncaptioned_images_are_skipped_by_name(tmp_path):
     assert all("\n" not in line for line in dataset.skipped)
 
 
-def test_a_cached_folder_is_decoded_once(tmp_path):
-    for i in range(3):
-        picture(tmp_path / "red" / f"{i}.png", 10 * i)
+def test_every_image_is_either_used_or_skipped_never_both(tmp_path):
+    broken_folder(tmp_path)
     dataset = data.load(str(tmp_path), 8)
-    before = dataset.batch([0, 1, 2])
-    for file in (tmp_path / "red").iterdir():
-        file.unlink()
-    assert torch.equal(dataset.batch([0, 1, 2]), before)
+    used = {Path(name).relative_to(tmp_path).as_posix() for name in names(dataset)}
+    assert sorted([*used, *named(dataset.skipped, tmp_path)]) == data.image_files(tmp_path)
+
+
+def test_a_broken_picture_is_skipped_in_its_own_split_alone(tmp_path):
+    for i in range(6):
+        picture(tmp_path / ("train" if i < 3 else "test") / "ab"[i % 2] / f"{i}.png", i)
+    (tmp_path / "train" / "a" / "0.png").write_text("not an image")
+    assert named(data.load(tmp_path, 8).skipped, tmp_path) == ["train/a/0.png"]
+    assert data.load(tmp_path, 8, "held-out").skipped == []
+
+
+def test_files_that_are_no_pictures_are_not_reported_as_skipped(tmp_path):
+    broken_folder(tmp_path)
+    (tmp_path / "red" / "readme.md").write_text("about")
+    assert named(data.load(tmp_path, 8).skipped, tmp_path) == ["loose.png", "red/1.png", "red/2.png"]
+
+
+def test_a_data_set_says_what_was_recognised(tmp_path):
+    broken_folder(tmp_path)
+    about = data.load(tmp_path, 8).about
+    assert about == data.read_layout(tmp_path).line and "4 images" in about
+    assert data.load("shapes", 8, count=1).about == ""
+
+
+def test_a_folders_layout_and_names_of_classes_can_be_said(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "ab"[i % 2] / f"{i}.png", i)
+        (tmp_path / "ab"[i % 2] / f"{i}.txt").write_text(f"number {i}")
+    assert contents(data.load(tmp_path, 8)) == {i: [f"number {i}"] for i in range(3)}
+    assert contents(data.load(tmp_path, 8, layout="classes")) == {0: ["a"], 1: ["b"], 2: ["a"]}
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_sets, "read", lambda *words: asked.append(words) or data.read_layout(words[0]))
+        data.load(tmp_path, 8, layout="text", class_names=("x", "y"))
+    assert asked == [(tmp_path, "text", ("x", "y"))]
 
 
 def test_a_first_look_at_a_picture_takes_no_more_memory_in_a_larger_data_set():
     def peak(count):
-        dataset = data.Dataset(range(count), [["a dot"]] * count, lambda i: np.zeros((1, 1, 3), np.uint8), 1)
+        pixels = np.zeros((count, 1, 1, 3), np.uint8)
+        dataset = data.Dataset([["a dot"]] * count, lambda indices: pixels[indices], str)
         dataset.batch([1])  # whatever a first call sets up
         tracemalloc.start()
         dataset.batch([0])
@@ -641,49 +619,12 @@ def test_a_first_look_at_a_picture_takes_no_more_memory_in_a_larger_data_set():
     assert peak(300_000) < 100_000  # bytes; a list of all indices takes 2,400,000
 
 
-def test_a_folder_too_large_to_cache_is_decoded_by_the_batch_and_outlives_broken_ones(tmp_path, monkeypatch):
-    broken_folder(tmp_path)
-    monkeypatch.setattr(data_sets, "CACHE_BYTES", 3 * 8 * 8 * 3)
-    dataset = data.load(str(tmp_path), 8)
-    assert len(dataset) == 4 and not dataset.fits
+def test_scenes_too_many_to_keep_are_drawn_anew_and_are_the_same(monkeypatch):
+    kept = data.load("shapes", 8, count=3)
+    monkeypatch.setattr(data_sets, "CACHE_BYTES", 3 * 8 * 8 * 3 - 1)
+    drawn = data.load("shapes", 8, count=3)
     for _ in range(2):
-        levels = data.to_pictures(dataset.batch(range(4)))[:, 0, 0, 0].tolist()
-        assert set(levels) == {0, 30} and len(dataset.skipped) == 3
-        assert set(dataset.sources) == {"red/0.png", "red/3.png"}  # a stand-in brings its own caption
-    picture(tmp_path / "red" / "0.png", 99)
-    assert 99 in data.to_pictures(dataset.batch(range(4)))[:, 0, 0, 0]
-    for file in (tmp_path / "red").iterdir():
-        file.unlink()
-    with pytest.raises(data.InputError, match="none of the 4 images"):
-        dataset.batch([0])
-
-
-@pytest.mark.parametrize("fits", [True, False])
-def test_every_image_is_either_used_or_skipped_never_both(tmp_path, monkeypatch, fits):
-    broken_folder(tmp_path)
-    monkeypatch.setattr(data_sets, "CACHE_BYTES", 2**30 if fits else 0)
-    dataset = data.load(str(tmp_path), 8)
-    dataset.batch(range(len(dataset)))
-    used = {Path(dataset.name(i)).relative_to(tmp_path).as_posix() for i in range(len(dataset))}
-    assert sorted([*used, *named(dataset.skipped, tmp_path)]) == data.image_files(tmp_path)
-
-
-def test_an_image_once_skipped_is_not_used_later_even_if_it_can_be_read_then(monkeypatch):
-    def decode(source):
-        asked.append(source)
-        if asked == ["a", "b"]:  # the first time
-            raise data.InputError("b cannot be read as an image")
-        if source == "a":
-            raise data.InputError("a cannot be read as an image")
-        return np.full((1, 1, 3), ord(source), np.uint8)
-
-    asked = []
-    monkeypatch.setattr(data_sets, "CACHE_BYTES", 0)
-    dataset = data.Dataset("abc", [["a"], ["b"], ["c"]], decode, 1)
-    for i in range(3):
-        assert data.to_pictures(dataset.batch([i])).flatten()[0] == ord("c")
-    assert dataset.captions == [["c"]] * 3 and dataset.sources == ["c"] * 3
-    assert dataset.skipped == ["a cannot be read as an image", "b cannot be read as an image"]
+        assert torch.equal(kept.batch([2, 0]), drawn.batch([2, 0]))
 
 
 @pytest.mark.parametrize("write", ["./{}", "deep/../{}", "{folder}/{}"])
@@ -711,15 +652,6 @@ def test_a_file_name_that_is_no_text_is_skipped_like_any_other(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = data.load(str(tmp_path), 8)
     assert contents(dataset) == {10: ["a cat"]} and len(dataset.skipped) == 1
-
-
-def test_where_no_image_can_be_read_the_first_unreadable_one_is_named(tmp_path, monkeypatch):
-    picture(tmp_path / "loose.png")
-    (tmp_path / "red").mkdir()
-    (tmp_path / "red" / "1.png").write_text("not an image")
-    monkeypatch.setattr(data_sets, "CACHE_BYTES", 0)
-    with pytest.raises(data.InputError, match="none of the 1 images can be read; the first: .*1.png cannot be read"):
-        data.load(str(tmp_path), 8).batch([0])
 
 
 # ---- what goes wrong ----
@@ -751,18 +683,12 @@ def test_what_may_not_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
         patch.setattr(Path, "read_text", forbid)
         refused(r"one.txt cannot be read \(Permission denied\)", str(tmp_path), 32)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rglob", forbid)
+        patch.setattr("os.scandir", forbid)
         refused("cannot be listed .*Permission denied", str(tmp_path), 32)
     (tmp_path / "metadata.csv").write_text("file_name,text\none.png,a cat\n")
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", forbid)
         refused(r"metadata.csv cannot be read \(Permission denied\)", str(tmp_path), 32)
-
-
-def test_a_missing_image_is_named_once(tmp_path):
-    with pytest.raises(data.InputError, match=r"nowhere.png cannot be read as an image \(No such file") as error:
-        data.read_image(tmp_path / "nowhere.png")
-    assert str(error.value).count("nowhere") == 1
 
 
 def test_the_shapes_world_must_be_told_how_many_scenes():
@@ -782,7 +708,7 @@ def test_images_without_captions_are_refused_with_the_three_remedies(tmp_path):
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("metadata.csv", "file,text\none.png,a cat\n", "lacks file_name or text"),
+    ("metadata.csv", "file,words\none.png,a cat\n", "lacks file_name or text"),
     ("metadata.csv", "file_name,text\none.png\n", "lacks file_name or text"),
     ("metadata.csv", "file_name,text\n", "without captions"),
     ("metadata.jsonl", '{"file_name": "one.png"}\n', "lacks file_name or text"),
@@ -812,23 +738,8 @@ def test_unknown_splits_and_senseless_numbers_are_refused(tmp_path):
         data.split_of("a dog")
 
 
-def test_a_truncated_file_is_named(tmp_path):
-    picture(tmp_path / "one.png")
-    whole = (tmp_path / "one.png").read_bytes()
-    (tmp_path / "one.png").write_bytes(whole[:-30])
-    with pytest.raises(data.InputError, match="one.png cannot be read as an image"):
-        data.read_image(tmp_path / "one.png")
-
-
-def test_a_picture_that_fits_in_memory_is_decoded_once(tmp_path, monkeypatch):
-    for i in range(3):
-        Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text("a picture")
-    reads, read_image = [], data.read_image
-    monkeypatch.setattr(data_sets, "read_image", lambda path: reads.append(path) or read_image(path))
-    folder, world = data.load(tmp_path, 8), data.load("shapes", 8, count=3)
-    drawn, decode = [], world.decode
-    world.decode = lambda i: drawn.append(i) or decode(i)
-    for dataset in (folder, world):
-        assert torch.equal(dataset.batch([0, 1, 2, 0]), dataset.batch([0, 1, 2, 0]))
-    assert len(reads) == 3 and drawn == [0, 1, 2]
+def test_a_scene_is_drawn_when_first_asked_for_and_only_then(monkeypatch):
+    world, drawn = data.load("shapes", 8, count=4), []
+    monkeypatch.setattr(data_sets, "render", lambda *words: drawn.append(words) or data.render(*words))
+    assert torch.equal(world.batch([0, 1, 2, 0]), world.batch([0, 1, 2, 0]))
+    assert len(drawn) == 3

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -38,7 +39,6 @@ def test_bad_input_gets_one_line_that_names_it(trained, folder, tmp_path):
     assert "clip" in refused("sample", "reconstruct", folder / "0.png", "--run", trained, "--vqgan", trained / "clip.pt")
     assert "image" in refused("sample", "classify", tmp_path / "broken.png", "--labels", "a", "--run", trained, "--out", tmp_path / "o")
     assert "202 tokens" in refused("sample", "dalle", "word " * 50, "--run", trained, "--out", tmp_path / "o")
-    assert "shapes world" in refused("sample", "score", "--run", trained)
     assert "missing.pt" in refused("sample", "reconstruct", folder / "0.png", "--run", trained, "--vqgan", tmp_path / "missing.pt")
     assert "16" in refused("sample", "dalle", "a", "--run", trained, "--rerank", 2, "-n", 16)
     assert not (tmp_path / "o").exists() and not list((tmp_path / "r").glob("*.pt"))
@@ -175,9 +175,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_no_half_file_and_says_so(fo
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files as Unix does")
-def test_a_checkpoint_that_cannot_be_written_whole_is_reported_as_torch_itself_meets_it(folder, tmp_path):
+@pytest.mark.parametrize("room", [85_000, 100_000])
+def test_a_checkpoint_that_cannot_be_written_whole_is_reported_as_torch_itself_meets_it(folder, tmp_path, room):
     code = ("import resource, signal, sys, train; from common.errors import one_line_errors; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); one_line_errors(lambda: train.main(sys.argv[1:]))")
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); one_line_errors(lambda: train.main(sys.argv[1:]))")
     words = ["clip", "--data", folder, "--run", tmp_path, "--steps", 1, "--device", "cpu", *CLIP]
     result = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and "clip.pt could not be written" in result.stderr and len(result.stderr.splitlines()) == 1
@@ -254,13 +255,13 @@ def test_what_can_be_checked_is_checked_before_the_first_step_of_the_first_model
     assert not list(tmp_path.glob("*.pt"))
 
 
-def test_long_silent_work_shows_its_progress(folder, monkeypatch, capsys):
+def test_long_silent_work_shows_its_progress(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pictures.sys.stdout, "isatty", lambda: True)
-    job = train.jobs.Job(data=str(folder))
-    captions.load_images(train.Run(job), 32, None)
-    assert "reading pictures: 10 of 23" in capsys.readouterr().out
+    shutil.copytree(folder, tmp_path / "pictures")
+    images = captions.load_images(train.Run(train.jobs.Job(data=str(tmp_path / "pictures"), run=str(tmp_path))), 32, None)
+    assert "reading pictures: 10 of 24" in capsys.readouterr().out
     model = train.VQGAN(train.VQGANConfig(channels=8, z_channels=8)).eval()
-    train.encode_all(model, captions.load_images(train.Run(job), 32, None), "cpu")
+    train.encode_all(model, images, "cpu")
     assert "encoding pictures" in capsys.readouterr().out
 
 

@@ -1324,3 +1324,21 @@ def test_pixels_are_those_of_clips_own_preprocessing(width, height, mode, side, 
     normalised = ((pixels + 1) / 2 - encoder.mean) / encoder.std
     assert normalised.mean().item() == pytest.approx(mean, abs=2e-6)
     assert normalised.abs().sum().item() == pytest.approx(total, rel=2e-6)
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (30_001, 3)])
+def test_a_thread_of_a_picture_is_never_scaled_whole_before_its_centre_is_taken(monkeypatch, size):
+    thread, resize, sizes = Image.new("L", size, 10), Image.Image.resize, []
+    thread.paste(200, tuple(side // 2 - 1000 if side > 1000 else 0 for side in size)
+                 + tuple(side // 2 + 1000 if side > 1000 else side for side in size))
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *rest: sizes.append(size) or resize(image, size, *rest))
+    pixels = minclip.preprocess(thread, 64)
+    assert len(sizes) == 1 and max(sizes[0]) <= 52 * 64
+    assert pixels.shape == (3, 64, 64) and torch.equal(pixels, torch.full((3, 64, 64), 200 / 127.5 - 1))
+
+
+def test_a_long_picture_gives_the_pixels_that_scaling_it_whole_would():
+    long = formula(1001, 10, "RGB")
+    whole = long.resize((2002, 20), Image.Resampling.BICUBIC).crop((991, 0, 1011, 20))
+    pixels = minclip.preprocess(long, 20)
+    assert torch.equal(((pixels + 1) * 127.5).round(), torch.from_numpy(np.array(whole)).movedim(-1, 0).float())

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -144,6 +145,22 @@ def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
                    "unclip unseen", "unclip novel reranked", "unclip from the true z_i", "unclip from z_t", "unclip from another's z_i",
                    "variations kept", "variations spread", "inversion 32 steps", "edits eta 1", "interpolation", "unclip 64 pictures"):
         assert figure in printed and any(name.startswith(figure) for name in figures)
+
+
+def test_score_of_a_folder_looks_at_its_held_out_pictures_and_shows_what_is_closest_to_a_drawing(trained, capsys):
+    samples(trained, "score", "--draws", 2)
+    figures, printed = json.loads((trained / "scores.json").read_text()), capsys.readouterr().out
+    assert {"recall@5 image to text", "zero-shot", "psnr", "usage", "nats a code", "nats told by caption"} <= figures.keys()
+    assert figures["settings"]["draws"] == 2 and "judge" not in printed and "chance 20.0%" in printed
+    assert (trained / "copied.png").exists() and (trained / "unclip-copied.png").exists()
+
+
+def test_score_refuses_published_weights_and_models_of_several_data_sets(trained, published, tmp_path):
+    assert "nothing to score it on" in refused("sample", "score", "--run", trained, "--clip", published / "clip", "--merges", published / "clip")
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("samples"))
+    trains("vqgan", "--run", tmp_path / "other", "--steps", 1, *TINY["vqgan"].split())
+    (tmp_path / "run" / "vqgan.pt").write_bytes((tmp_path / "other" / "vqgan.pt").read_bytes())
+    assert "vqgan.pt was trained on shapes" in refused("sample", "score", "--run", tmp_path / "run")
 
 
 def test_score_scores_what_there_is_and_writes_each_figure_as_it_comes(tmp_path, monkeypatch, capsys):

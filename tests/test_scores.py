@@ -15,7 +15,7 @@ from common import captions, held_out, scores, unclip_scores
 from common.drawing import Drawing
 from common.jobs import Job
 from common.runs import Run
-from common.unclip import Diffusing
+from common.unclip import DecoderSampling
 from minclip import CLIP, CLIPConfig
 from mindalle import DALLEConfig
 
@@ -136,7 +136,7 @@ def test_match_of_dalle_2_takes_the_first_picture_and_the_one_that_clip_likes_be
     monkeypatch.setattr(unclip_scores, "draw_embeddings", lambda models, asked, seed: [captions.index(caption) for caption in asked])
     monkeypatch.setattr(unclip_scores, "draw", lambda models, z, how, seed: torch.cat([pictures[3 * i : 3 * i + 3] for i in z[::3]]))
     models = SimpleNamespace(similarity=lambda caption: lambda images: images.abs().mean(dim=(1, 2, 3)))
-    assert unclip_scores.match(models, captions, Diffusing(), 3, 0) == (0, 1)
+    assert unclip_scores.match(models, captions, DecoderSampling(), 3, 0) == (0, 1)
 
 
 # ---- Losses to expect -------------------------------------------------------------------------------------------------

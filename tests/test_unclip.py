@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from mindalle import InputError
 from mindalle.unclip import (
-    Decoder, DecoderConfig, Prior, PriorConfig, denoising_loss, draw_embeddings, drop, edit, even_times, expected_loss, guided,
-    interpolate, invert, mix, random_times, sample, sample_steps, slerp, variations,
+    Decoder, DecoderConfig, Prior, PriorConfig, denoising_loss, draw_embeddings, drop_condition, edit, even_times, expected_loss,
+    guided, interpolate, invert, mix, random_times, sample, sample_steps, slerp, variations,
 )
-from mindalle.unclip.decoder import AttentionBlock, Modulation, ResidualBlock
-from mindalle.unclip.diffusion import CLOSEST, SCHEDULES, like
-from mindalle.unclip.layers import TimeEmbedding, Whitening, sinusoids
+from mindalle.unclip.decoder import AttentionBlock, Modulation, ResidualBlock, group_norm
+from mindalle.unclip.diffusion import CLOSEST, LOGIT_MEAN, LOGIT_STD, SCHEDULES, append_dims
+from mindalle.unclip.layers import Standardise, TimeEmbedding, sinusoids
 
 PRIOR = PriorConfig(embed_dim=6, token_width=5, text_length=4, width=16, layers=2, heads=2)
 DECODER = DecoderConfig(image_size=16, embed_dim=6, channels=8, heads=2, condition_width=16)
@@ -54,10 +54,10 @@ def new_decoder(**changes) -> Decoder:
 
 
 def captions(b: int, config: PriorConfig = PRIOR, seed: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Make words (b t d), a mask (b t) with 2, 3, 4, 2, ... words, and z_t (b e)."""
+    """Make token features (b t d), a mask (b t) with 2, 3, 4, 2, ... tokens, and z_t (b e)."""
     lengths = 2 + torch.arange(b) % (config.text_length - 1)
-    words = normal(b, config.text_length, config.token_width, seed=seed)
-    return words, torch.arange(config.text_length) < rearrange(lengths, "b -> b 1"), normal(b, config.embed_dim, seed=seed + 1)
+    features = normal(b, config.text_length, config.token_width, seed=seed)
+    return features, torch.arange(config.text_length) < rearrange(lengths, "b -> b 1"), normal(b, config.embed_dim, seed=seed + 1)
 
 
 def no_caption(config: PriorConfig = PRIOR) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,14 +65,14 @@ def no_caption(config: PriorConfig = PRIOR) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def kept(x: Tensor, t: Tensor) -> Tensor:
-    """Return what the decoder takes over from x(t) (b 3 h w): all of it in the end, half where the noise is as large as its error."""
-    return x * like(0.03**2 / (0.03**2 + (1 - t) ** 2), x)
+    """Return what the skip connection takes over from x(t) (b 3 h w): all in the end, half where the noise is as large as SKIP_STD."""
+    return x * append_dims(0.03**2 / (0.03**2 + (1 - t) ** 2), x)
 
 
 def gaussian(mean: Tensor | float, std: float):
     """Return the ideal denoiser of x ~ N(mean, std²): x(t) is jointly normal with x, so E[x | x(t)] is linear."""
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        t = like(t, x)
+        t = append_dims(t, x)
         return mean + t * std**2 / (t**2 * std**2 + (1 - t) ** 2) * (x - t * mean)
 
     return denoise
@@ -81,8 +81,8 @@ def gaussian(mean: Tensor | float, std: float):
 def finite(points: Tensor):
     """Return the ideal denoiser of the points (n d), all equally likely: their mean, weighted by how likely each led to x(t)."""
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        apart = (rearrange(x, "b d -> b 1 d") - like(t, points[None]) * points).square().sum(dim=-1)      # (b n)
-        return torch.softmax(-apart / (2 * (1 - like(t, x)) ** 2), dim=1) @ points
+        apart = (rearrange(x, "b d -> b 1 d") - append_dims(t, points[None]) * points).square().sum(dim=-1)      # (b n)
+        return torch.softmax(-apart / (2 * (1 - append_dims(t, x)) ** 2), dim=1) @ points
 
     return denoise
 
@@ -248,7 +248,7 @@ class Recorder:
 
     def __call__(self, x: Tensor, t: Tensor, z: Tensor, mask: Tensor) -> Tensor:
         self.calls.append((x, t, z, mask))
-        return (torch.sin(x) + like(t, x)) * (1 + (z * mask).sum(dim=1, keepdim=True)) + z
+        return (torch.sin(x) + append_dims(t, x)) * (1 + (z * mask).sum(dim=1, keepdim=True)) + z
 
 
 def guidance_inputs() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -301,7 +301,7 @@ def test_conditions_are_dropped_each_with_all_its_parts():
     condition = (torch.ones(b, 3, 2), torch.ones(b, 3, dtype=torch.bool), torch.ones(b, dtype=torch.int64))
     empty = (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), torch.tensor(0))
     torch.manual_seed(0)
-    parts = drop(condition, empty, 0.3)
+    parts = drop_condition(condition, empty, 0.3)
     assert [(part.dtype, part.shape) for part in parts] == [(part.dtype, part.shape) for part in condition]
     dropped = parts[2] == 0
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
@@ -311,7 +311,7 @@ def test_conditions_are_dropped_each_with_all_its_parts():
 def test_what_is_dropped_becomes_the_empty_condition_and_the_rest_stays():
     condition, empty = captions(64), no_caption()
     torch.manual_seed(0)
-    parts = drop(condition, empty, 0.5)
+    parts = drop_condition(condition, empty, 0.5)
     kept = [all(part[i].equal(ours[i]) for part, ours in zip(parts, condition)) for i in range(64)]
     emptied = [all(part[i].equal(none) for part, none in zip(parts, empty)) for i in range(64)]
     assert all(k != e for k, e in zip(kept, emptied)) and any(kept) and any(emptied)
@@ -319,8 +319,8 @@ def test_what_is_dropped_becomes_the_empty_condition_and_the_rest_stays():
 
 def test_probability_1_drops_all_and_0_drops_none():
     condition, empty = captions(64), no_caption()
-    assert all(part.equal(none.expand_as(part)) for part, none in zip(drop(condition, empty, 1.0), empty))
-    assert all(part.equal(ours) for part, ours in zip(drop(condition, empty, 0.0), condition))
+    assert all(part.equal(none.expand_as(part)) for part, none in zip(drop_condition(condition, empty, 1.0), empty))
+    assert all(part.equal(ours) for part, ours in zip(drop_condition(condition, empty, 0.0), condition))
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -355,23 +355,25 @@ def test_the_loss_of_a_prediction_in_bf16_is_taken_in_fp32():
     assert loss.dtype == torch.float32 and loss == denoising_loss(torch.zeros(64, 8), x, t)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(mean=0.3, std=0.5)], ids=str)
-def test_times_are_logit_normal(changes):
-    t, (mean, std) = random_times(100_000, **changes, generator=rng()), changes.values() or (-0.8, 0.8)
+def test_times_are_logit_normal():
+    t = random_times(100_000, generator=rng())
     assert t.min() > 0 and t.max() < 1 and t.shape == (100_000,)
     for deviations, share in ((-1, 0.1587), (0, 0.5), (1, 0.8413)):
-        below = 1 / (1 + math.exp(-(mean + deviations * std)))
+        below = 1 / (1 + math.exp(-(LOGIT_MEAN + deviations * LOGIT_STD)))
         assert (t < below).float().mean().item() == pytest.approx(share, abs=0.006)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(mean=-0.2, std=0.5)], ids=str)
-def test_the_expected_loss_is_that_of_predicting_0_at_random_times(changes):
+def test_the_median_time_is_031():
+    assert random_times(100_000, generator=rng()).median().item() == pytest.approx(0.31, abs=0.005)
+
+
+def test_the_expected_loss_is_that_of_predicting_0_at_random_times():
     x = 3 * normal(1000, 4) + 1
-    t = random_times(1_000_000, **changes, generator=rng())
+    t = random_times(1_000_000, generator=rng())
     measured = denoising_loss(torch.zeros(1000, 4), x, t[:1000]).item() / ((1 - t[:1000]) ** -2).mean().item()  # about E[x²]
     assert measured == pytest.approx(x.square().mean().item(), rel=0.1)
     weight = denoising_loss(torch.zeros(len(t)), torch.ones(len(t)), t).item()
-    assert expected_loss(x, **changes) == pytest.approx(x.square().mean().item() * weight, rel=0.02)
+    assert expected_loss(x) == pytest.approx(x.square().mean().item() * weight, rel=0.02)
 
 
 @pytest.mark.parametrize("model, shape, condition", [
@@ -381,7 +383,7 @@ def test_the_first_loss_of_a_new_model_is_that_of_predicting_0(model, shape, con
     x, noise, t = normal(*shape), normal(*shape, seed=1), random_times(64, generator=rng())
     prediction = model()(mix(x, noise, t), t, *condition)
     assert prediction.shape == shape
-    torch.testing.assert_close(denoising_loss(prediction, x, t), (x / like(1 - t, x)).square().mean(), rtol=0.03, atol=0)
+    torch.testing.assert_close(denoising_loss(prediction, x, t), (x / append_dims(1 - t, x)).square().mean(), rtol=0.03, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- schedules
@@ -401,7 +403,7 @@ def test_in_every_schedule_data_is_data_and_an_example_is_scaled_and_timed_by_it
 
 
 @each_schedule
-def test_in_every_schedule_the_steps_go_one_way_and_stay_within_what_the_waves_tell_apart(schedule):
+def test_in_every_schedule_the_steps_go_one_way_and_stay_within_what_the_time_embedding_tells_apart(schedule):
     _, steps = SCHEDULES[schedule](normal(1001, 2), torch.linspace(0, 1, 1001))
     rises = steps.diff()
     assert (rises >= 0).all() or (rises <= 0).all()
@@ -447,7 +449,7 @@ def test_the_cosine_schedule_is_that_of_improved_ddpm_at_each_of_its_steps():
 # ------------------------------------------------------------------------------------------------------------- layers
 
 
-def test_a_time_is_described_by_cosines_and_sines_of_ever_slower_waves():
+def test_a_time_is_described_by_cosines_and_sines_of_ever_lower_frequencies():
     steps = torch.tensor([0.0, 1.0, 250.0, 1000.0])
     expected = [[wave(step * 10_000 ** (-i / 4)) for wave in (math.cos, math.sin) for i in range(4)] for step in steps.tolist()]
     torch.testing.assert_close(sinusoids(steps, 8), torch.tensor(expected), rtol=0, atol=1e-4)
@@ -459,76 +461,76 @@ def test_a_time_embedding_tells_a_thousand_times_apart():
     assert vectors.shape == (1001, 16) and torch.pdist(vectors).min() > 0
 
 
-def test_a_time_embedding_is_an_mlp_over_the_waves():
+def test_a_time_embedding_is_an_mlp_over_sinusoids():
     torch.manual_seed(0)
     embedding, steps = TimeEmbedding(16), torch.tensor([0.0, 3.5, 999.0])
     (first, _, second), waves = embedding, sinusoids(steps, 16)
     torch.testing.assert_close(embedding(steps), second(F.silu(first(waves))))
 
 
-def test_whitening_gives_mean_0_and_deviation_1_and_its_inverse_gives_the_embeddings_back():
-    z, whitening = 0.1 * normal(500, 6) * torch.arange(1, 7) + torch.arange(6), Whitening(6)
-    assert whitening(z).equal(z)  # before it has seen any
-    whitening.fit(z)
-    white = whitening(z)
-    torch.testing.assert_close(white.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-5)
-    torch.testing.assert_close(white.std(dim=0, correction=0), torch.ones(6))
-    torch.testing.assert_close(whitening.inverse(white), z)
+def test_standardising_gives_mean_0_and_standard_deviation_1_and_its_inverse_gives_the_embeddings_back():
+    z, standardise = 0.1 * normal(500, 6) * torch.arange(1, 7) + torch.arange(6), Standardise(6)
+    assert standardise(z).equal(z)  # before it has seen any
+    standardise.fit(z)
+    standardised = standardise(z)
+    torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(standardised.std(dim=0, correction=0), torch.ones(6))
+    torch.testing.assert_close(standardise.inverse(standardised), z)
 
 
-def test_whitening_does_not_scale_a_number_that_never_changes():
-    whitening, z, other = Whitening(2), normal(50, 2), normal(50, 2, seed=1)
+def test_standardising_does_not_scale_a_dimension_that_never_changes():
+    standardise, z, other = Standardise(2), normal(50, 2), normal(50, 2, seed=1)
     z[:, 1] = 0.25
-    whitening.fit(z)
-    torch.testing.assert_close(whitening(other)[:, 1], other[:, 1] - 0.25)
-    assert whitening(z).isfinite().all() and whitening(z)[:, 0].std(correction=0).item() == pytest.approx(1)
-    torch.testing.assert_close(whitening.inverse(whitening(z)), z)
+    standardise.fit(z)
+    torch.testing.assert_close(standardise(other)[:, 1], other[:, 1] - 0.25)
+    assert standardise(z).isfinite().all() and standardise(z)[:, 0].std(correction=0).item() == pytest.approx(1)
+    torch.testing.assert_close(standardise.inverse(standardise(z)), z)
 
 
-def test_whitening_survives_a_data_set_of_one_image():
-    whitening = Whitening(2)
-    whitening.fit(normal(1, 2))
-    assert whitening(normal(1, 2)).isfinite().all()
+def test_standardising_survives_a_data_set_of_one_image():
+    standardise = Standardise(2)
+    standardise.fit(normal(1, 2))
+    assert standardise(normal(1, 2)).isfinite().all()
 
 
-@pytest.mark.parametrize("new, names", [(new_prior, ("image_whitening", "text_whitening")), (new_decoder, ("whitening",))])
-def test_a_models_whitening_is_saved_with_it_and_is_not_trained(new, names):
+@pytest.mark.parametrize("new, names", [(new_prior, ("standardise_image", "standardise_text")), (new_decoder, ("standardise",))])
+def test_the_means_and_standard_deviations_are_saved_with_a_model_and_are_not_trained(new, names):
     model, other = new(), new()
     for name in names:
         getattr(model, name).fit(normal(20, 6, seed=3) + 4)
     other.load_state_dict(model.state_dict())
     assert all(getattr(other, name)(normal(2, 6)).equal(getattr(model, name)(normal(2, 6))) for name in names)
-    assert not any("whitening" in name for name, _ in model.named_parameters())
+    assert not any("standardise" in name for name, _ in model.named_parameters())
 
 
 # -------------------------------------------------------------------------------------------------------------- prior
 
 
 def test_what_stands_in_the_padding_never_matters():
-    prior, (words, mask, z_t), x, t = perturbed(new_prior()), captions(3), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
-    other = torch.where(rearrange(mask, "b t -> b t 1"), words, 100 * normal(3, 4, 5, seed=8))
-    assert not other.equal(words)
-    torch.testing.assert_close(prior(x, t, other, mask, z_t), prior(x, t, words, mask, z_t))
+    prior, (features, mask, z_t), x, t = perturbed(new_prior()), captions(3), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
+    other = torch.where(rearrange(mask, "b t -> b t 1"), features, 100 * normal(3, 4, 5, seed=8))
+    assert not other.equal(features)
+    torch.testing.assert_close(prior(x, t, other, mask, z_t), prior(x, t, features, mask, z_t))
     longest = prior(x, t, other, torch.ones_like(mask), z_t)
-    assert not longest[0].allclose(prior(x, t, words, mask, z_t)[0])  # the mask is what hides it
+    assert not longest[0].allclose(prior(x, t, features, mask, z_t)[0])  # the mask is what hides it
 
 
 def test_how_long_the_padding_is_never_matters():
-    prior, (words, mask, z_t), x, t = perturbed(new_prior()), captions(3), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
+    prior, (features, mask, z_t), x, t = perturbed(new_prior()), captions(3), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
     longer, weights = new_prior(text_length=7), prior.state_dict()
     weights["positions"] = torch.cat([weights["positions"][:4], normal(3, 16, seed=8), weights["positions"][4:]])
     longer.load_state_dict(weights)
-    padded = longer(x, t, torch.cat([words, normal(3, 3, 5, seed=8)], dim=1), F.pad(mask, (0, 3)), z_t)
-    torch.testing.assert_close(padded, prior(x, t, words, mask, z_t))
+    padded = longer(x, t, torch.cat([features, normal(3, 3, 5, seed=8)], dim=1), F.pad(mask, (0, 3)), z_t)
+    torch.testing.assert_close(padded, prior(x, t, features, mask, z_t))
 
 
-def test_the_query_reads_words_caption_time_and_noised_embedding():
+def test_the_query_reads_tokens_caption_time_and_noised_embedding():
     prior, x, t = perturbed(new_prior()), normal(3, 6).requires_grad_(), torch.tensor([0.1, 0.5, 0.9], requires_grad=True)
-    words, mask, z_t = captions(3)
-    words.requires_grad_(), z_t.requires_grad_()
-    prior(x, t, words, mask, z_t).square().sum().backward()
+    features, mask, z_t = captions(3)
+    features.requires_grad_(), z_t.requires_grad_()
+    prior(x, t, features, mask, z_t).square().sum().backward()
     assert all(inputs.grad.flatten(1).norm(dim=1).min() > 1e-4 for inputs in (x, z_t)) and t.grad.abs().min() > 1e-6
-    assert ((words.grad.norm(dim=2) > 1e-5) == mask).all()
+    assert ((features.grad.norm(dim=2) > 1e-5) == mask).all()
     assert all(parameter.grad.norm() > 1e-4 for parameter in prior.parameters())  # the query itself is one
 
 
@@ -545,53 +547,53 @@ def test_each_example_is_denoised_at_its_own_time_under_its_own_condition(model,
 def test_no_token_of_the_prior_sees_a_later_one():
     prior, kept = perturbed(new_prior()), []
     prior.blocks[-1].register_forward_hook(lambda module, inputs, tokens: kept.append(tokens))
-    words, _, z_t = (part.requires_grad_(part.is_floating_point()) for part in captions(1))
+    features, _, z_t = (part.requires_grad_(part.is_floating_point()) for part in captions(1))
     x, t = normal(1, 6).requires_grad_(), torch.tensor([0.5], requires_grad=True)
-    prior(x, t, words, torch.ones(1, 4, dtype=torch.bool), z_t)
-    for i in range(8):  # four words, caption, time, noised embedding, query
+    prior(x, t, features, torch.ones(1, 4, dtype=torch.bool), z_t)
+    for i in range(8):  # four tokens, caption, time, noised embedding, query
         token = kept[0][0, i].square().sum()
-        gradients = torch.autograd.grad(token, (words, z_t, t, x), retain_graph=True, materialize_grads=True)
+        gradients = torch.autograd.grad(token, (features, z_t, t, x), retain_graph=True, materialize_grads=True)
         seen = [*(gradients[0][0].norm(dim=1) > 0).tolist(), *(bool(gradient.any()) for gradient in gradients[1:])]
         assert seen == [j <= i for j in range(7)]
 
 
-def test_the_prior_reads_the_order_of_the_words():
-    prior, (words, _, z_t), x, t = perturbed(new_prior()), captions(2), normal(2, 6), torch.rand(2, generator=rng())
+def test_the_prior_reads_the_order_of_the_tokens():
+    prior, (features, _, z_t), x, t = perturbed(new_prior()), captions(2), normal(2, 6), torch.rand(2, generator=rng())
     mask = torch.ones(2, 4, dtype=torch.bool)
-    assert not prior(x, t, words[:, [1, 0, 2, 3]], mask, z_t).allclose(prior(x, t, words, mask, z_t), atol=1e-3)
+    assert not prior(x, t, features[:, [1, 0, 2, 3]], mask, z_t).allclose(prior(x, t, features, mask, z_t), atol=1e-3)
 
 
 def test_every_token_of_the_prior_has_a_position_of_its_own():
     prior, inputs = perturbed(new_prior()), (normal(2, 6), torch.rand(2, generator=rng()), *captions(2))
     before = prior(*inputs)
-    for place in (0, 1, 4, 5, 6, 7):  # the first two words, which all captions have, then what follows the padding
+    for place in (0, 1, 4, 5, 6, 7):  # the first two tokens, which all captions have, then what follows the padding
         changed = copy.deepcopy(prior)
         changed.positions.data[place] += 1 + torch.arange(16) % 3
         assert not changed(*inputs).allclose(before, atol=1e-3)
 
 
-def test_the_prior_whitens_the_caption_and_unwhitens_what_it_draws():
-    prior, other, (words, mask, z_t) = perturbed(new_prior()), perturbed(new_prior()), captions(3)
+def test_the_prior_standardises_the_caption_and_scales_back_what_it_draws():
+    prior, other, (features, mask, z_t) = perturbed(new_prior()), perturbed(new_prior()), captions(3)
     mean, std = normal(6, seed=4), 0.5 + torch.rand(6, generator=rng())
-    other.text_whitening.mean.copy_(mean), other.text_whitening.std.copy_(std)
+    other.standardise_text.mean.copy_(mean), other.standardise_text.std.copy_(std)
     x, t = normal(3, 6), torch.rand(3, generator=rng())
-    torch.testing.assert_close(other(x, t, words, mask, z_t * std + mean), prior(x, t, words, mask, z_t))
+    torch.testing.assert_close(other(x, t, features, mask, z_t * std + mean), prior(x, t, features, mask, z_t))
 
-    draw = functools.partial(draw_embeddings, condition=(words, mask, z_t), empty=no_caption(), steps=4, candidates=1)
-    white = draw(prior, generator=rng())
-    prior.image_whitening.mean.copy_(mean), prior.image_whitening.std.copy_(std)
-    torch.testing.assert_close(draw(prior, generator=rng()), white * std + mean)
+    draw = functools.partial(draw_embeddings, condition=(features, mask, z_t), empty=no_caption(), steps=4, candidates=1)
+    standardised = draw(prior, generator=rng())
+    prior.standardise_image.mean.copy_(mean), prior.standardise_image.std.copy_(std)
+    torch.testing.assert_close(draw(prior, generator=rng()), standardised * std + mean)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("b", [1, 3])
 def test_of_the_candidates_the_one_closest_to_the_caption_is_kept(b, guidance):
     prior, condition, empty = perturbed(new_prior()), captions(b), no_caption()
-    prior.image_whitening.fit(normal(20, 6, seed=3) + 0.3)
+    prior.standardise_image.fit(normal(20, 6, seed=3) + 0.3)
     drawn = draw_embeddings(prior, condition, empty, steps=6, guidance=guidance, candidates=5, generator=rng())
     many, generator = [torch.repeat_interleave(part, 5, dim=0) for part in condition], rng()
     noise = torch.randn(5 * b, 6, generator=generator)
-    z = prior.image_whitening.inverse(sample(guided(prior, many, empty, guidance), noise, even_times(6), 1.0, generator))
+    z = prior.standardise_image.inverse(sample(guided(prior, many, empty, guidance), noise, even_times(6), 1.0, generator))
     choices = []
     for i in range(b):
         cosines = [F.cosine_similarity(z[5 * i + k], condition[2][i], dim=0).item() for k in range(5)]
@@ -622,18 +624,18 @@ def taught() -> tuple[Prior, tuple[Tensor, Tensor, Tensor], Tensor]:
     torch.manual_seed(0)
     prior = Prior(PriorConfig(embed_dim=2, token_width=2, text_length=1, width=32, layers=1, heads=2))
     embeddings = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[0.0, 1.0], [0.0, -1.0]]])
-    words, mask, z_t = torch.eye(2)[:, None], torch.ones(2, 1, dtype=torch.bool), torch.tensor([[1.0, 0.1], [0.1, -1.0]])
-    prior.image_whitening.fit(embeddings.flatten(0, 1))
+    features, mask, z_t = torch.eye(2)[:, None], torch.ones(2, 1, dtype=torch.bool), torch.tensor([[1.0, 0.1], [0.1, -1.0]])
+    prior.standardise_image.fit(embeddings.flatten(0, 1))
     optimiser = torch.optim.Adam(prior.parameters(), 5e-3)
     for step in range(300):
         which, either = torch.randint(2, (2, 128))
-        x = prior.image_whitening(embeddings[which, either])
+        x = prior.standardise_image(embeddings[which, either])
         t = random_times(128)
-        loss = denoising_loss(prior(mix(x, torch.randn_like(x), t), t, words[which], mask[which], z_t[which]), x, t)
+        loss = denoising_loss(prior(mix(x, torch.randn_like(x), t), t, features[which], mask[which], z_t[which]), x, t)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return prior, (words, mask, z_t), embeddings
+    return prior, (features, mask, z_t), embeddings
 
 
 def test_where_two_embeddings_fit_a_caption_the_prior_learns_to_draw_either_and_not_their_mean():
@@ -701,7 +703,7 @@ def test_a_change_of_the_image_changes_the_prediction_most_at_the_same_place(cha
         channels = level.up[0].conv2.out_channels
         level.up[0].shortcut.weight.data[:, channels:] = 0
     x, t, z = normal(1, 3, side, side), torch.tensor([0.5]), normal(1, 6)
-    near = side // decoder.config.grid * 3  # two convolutions of 3 places, and one place more
+    near = side // decoder.config.grid * 3  # two convolutions of 3 positions, and one position more
     for row, column in ((1, 1), (1, side - 2), (side - 2, 1), (side - 2, side - 2), (side // 2, side // 4)):
         changed = x.clone()
         changed[0, :, row, column] += 5
@@ -728,18 +730,18 @@ def test_the_more_steps_the_more_exactly_the_decoder_draws_an_inverted_image_aga
 @pytest.mark.parametrize("level", [0, 1])
 def test_the_skip_connection_of_each_level_reaches_the_output(level):
     decoder = perturbed(new_decoder(multipliers=(1, 2, 2)))
-    decoder.levels[level].enlarge.weight.data.zero_()  # nothing comes up from below
+    decoder.levels[level].upsample.weight.data.zero_()  # nothing comes up from below
     decoder(normal(2, 3, 16, 16), torch.tensor([0.3, 0.6]), normal(2, 6)).square().sum().backward()
     assert all(parameter.grad.norm() > 1e-4 for parameter in decoder.levels[level].down.parameters())
-    assert not decoder.levels[level].shrink.weight.grad.any()
+    assert not decoder.levels[level].downsample.weight.grad.any()
 
 
-def test_the_decoder_whitens_the_embedding_and_takes_the_mean_for_none():
+def test_the_decoder_standardises_the_embedding_and_takes_the_mean_for_none():
     decoder, other = perturbed(new_decoder()), perturbed(new_decoder())
-    other.whitening.fit(normal(20, 6, seed=3) + 0.3)
+    other.standardise.fit(normal(20, 6, seed=3) + 0.3)
     x, t, z = normal(2, 3, 16, 16), torch.tensor([0.3, 0.6]), normal(2, 6)
-    torch.testing.assert_close(other(x, t, other.whitening.inverse(z)), decoder(x, t, z))
-    assert other.empty.equal(other.whitening.mean) and other.empty.shape == (6,)
+    torch.testing.assert_close(other(x, t, other.standardise.inverse(z)), decoder(x, t, z))
+    assert other.empty.equal(other.standardise.mean) and other.empty.shape == (6,)
     torch.testing.assert_close(other(x, t, other.empty.expand(2, 6)), decoder(x, t, torch.zeros(2, 6)))
 
 
@@ -769,8 +771,8 @@ def test_a_decoder_whose_blocks_do_nothing_yet_is_its_convolutions_alone():
     nn.init.normal_(decoder.conv_out.weight), nn.init.normal_(decoder.conv_out.bias)
     (level,), (shortcut,) = decoder.levels, [block.shortcut for block in decoder.levels[0].up]
     fine = F.conv2d(F.pixel_unshuffle(x, 4), decoder.conv_in.weight, decoder.conv_in.bias, padding=1)                # (b c 4 4)
-    coarse = F.conv2d(fine, level.shrink.weight, level.shrink.bias, stride=2) + decoder.positions                    # (b 2c 2 2)
-    up = F.pixel_shuffle(F.conv2d(coarse, level.enlarge.weight, level.enlarge.bias), 2)
+    coarse = F.conv2d(fine, level.downsample.weight, level.downsample.bias, stride=2) + decoder.positions            # (b 2c 2 2)
+    up = F.pixel_shuffle(F.conv2d(coarse, level.upsample.weight, level.upsample.bias), 2)
     up = F.conv2d(torch.cat([up, fine], dim=1), shortcut.weight, shortcut.bias)
     out = F.conv2d(F.silu(F.group_norm(up, 2)), decoder.conv_out.weight, decoder.conv_out.bias, padding=1)
     t = torch.tensor([0.3, 0.6])
@@ -832,6 +834,11 @@ def test_a_decoder_that_cannot_be_built_is_refused_by_name(nonsense, message):
         DecoderConfig(**nonsense)
 
 
+@pytest.mark.parametrize("channels, groups", [(1, 1), (4, 1), (6, 1), (9, 1), (18, 2), (48, 4), (64, 16), (96, 8), (512, 32)])
+def test_a_group_norm_has_32_groups_at_the_most_of_four_channels_or_more(channels, groups):
+    assert group_norm(channels).num_groups == groups and (channels // groups >= 4 or channels < 4)
+
+
 def test_the_heads_need_divide_no_other_level_than_the_coarsest():
     config = dataclasses.replace(DECODER, channels=6, multipliers=(1, 2), heads=4)
     assert Decoder(config)(normal(1, 3, 16, 16), torch.rand(1, generator=rng()), normal(1, 6)).shape == (1, 3, 16, 16)
@@ -853,14 +860,14 @@ def test_a_decoder_of_any_number_of_channels_either_is_refused_or_can_be_built(c
 
 def test_a_dropped_caption_changes_nothing():
     prior, x, t = perturbed(new_prior()), normal(3, 6), torch.tensor([0.1, 0.5, 0.9])
-    one, other = (drop(captions(3, seed=seed), no_caption(), 1.0) for seed in (5, 20))
+    one, other = (drop_condition(captions(3, seed=seed), no_caption(), 1.0) for seed in (5, 20))
     assert prior(x, t, *one).equal(prior(x, t, *other))
     assert not prior(x, t, *captions(3, seed=5)).allclose(prior(x, t, *one), atol=1e-3)
 
 
 def test_a_dropped_embedding_changes_nothing():
     decoder, x, t = perturbed(new_decoder()), normal(3, 3, 16, 16), torch.tensor([0.1, 0.5, 0.9])
-    one, other = (drop((normal(3, 6, seed=seed),), (decoder.empty,), 1.0) for seed in (5, 20))
+    one, other = (drop_condition((normal(3, 6, seed=seed),), (decoder.empty,), 1.0) for seed in (5, 20))
     assert decoder(x, t, *one).equal(decoder(x, t, *other))
     assert not decoder(x, t, normal(3, 6, seed=5)).allclose(decoder(x, t, *one), atol=1e-3)
 
@@ -916,14 +923,14 @@ STD, PROJECTION = 0.5, normal(6, 3, 4, 4, seed=30)
 TIMES_64 = even_times(64)
 
 
-class Binder:
-    """A decoder in closed form: the images of an embedding are a Gaussian around `centre(z)`. Keeps what it was bound to."""
+class ClosedForm:
+    """A denoiser in closed form: the images of an embedding are a Gaussian around `centre(z)`. Keeps the embeddings."""
 
     def __init__(self):
-        self.bound = []
+        self.embeddings = []
 
     def __call__(self, z: Tensor):
-        self.bound.append(z)
+        self.embeddings.append(z)
         return gaussian(centre(z), STD)
 
 
@@ -939,15 +946,15 @@ def images_and_embeddings(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_variations_without_eta_are_the_image_itself():
     image, z, _ = images_and_embeddings(1)
-    errors = [(variations(Binder(), image, z, 3, even_times(n), eta=0) - image).abs().max().item() for n in (16, 64, 256)]
+    errors = [(variations(ClosedForm(), image, z, 3, even_times(n), eta=0) - image).abs().max().item() for n in (16, 64, 256)]
     assert all(later < error / 3 for error, later in zip(errors, errors[1:])) and errors[-1] < 0.02
 
 
 def test_variations_have_the_embedding_of_the_image_and_differ_from_it_and_from_each_other():
     image, z, noise = images_and_embeddings(1)
-    bind = Binder()
-    drawn = variations(bind, image, z, 40, TIMES_64, generator=rng())
-    assert drawn.shape == (40, 3, 4, 4) and all(bound.equal(z.expand_as(bound)) for bound in bind.bound)
+    denoiser = ClosedForm()
+    drawn = variations(denoiser, image, z, 40, TIMES_64, generator=rng())
+    assert drawn.shape == (40, 3, 4, 4) and all(used.equal(z.expand_as(used)) for used in denoiser.embeddings)
     remainder = (drawn - centre(z)) / STD  # all that z does not determine: noise again, independent in each
     assert remainder.std().item() == pytest.approx(1, abs=0.1) and remainder.mean().abs() < 0.1
     correlations = torch.corrcoef(torch.cat([noise, remainder]).flatten(1))
@@ -956,50 +963,61 @@ def test_variations_have_the_embedding_of_the_image_and_differ_from_it_and_from_
 
 def test_the_higher_eta_the_less_of_the_image_is_left_in_its_variations():
     image, z, _ = images_and_embeddings(1)
-    apart = [(variations(Binder(), image, z, 8, TIMES_64, eta, rng()) - image).square().mean().item() for eta in (0, 0.2, 0.5, 1)]
+    apart = [(variations(ClosedForm(), image, z, 8, TIMES_64, eta, rng()) - image).square().mean().item()
+             for eta in (0, 0.2, 0.5, 1)]
     assert all(a < 0.8 * b for a, b in zip(apart, apart[1:]))
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_with_eta_1_nothing_but_the_embedding_is_left_of_the_image(steps):
+    images, z, _ = images_and_embeddings(2)
+    z, caption, times = z[:1], normal(6, seed=33), even_times(steps)
+    for draw in (lambda x, eta: variations(ClosedForm(), x, z, 3, times, eta, rng()),
+                 lambda x, eta: edit(ClosedForm(), x, z, caption, -caption, torch.tensor([0.5]), times, eta, rng())):
+        assert draw(images[:1], 1.0).equal(draw(images[1:], 1.0))
+        assert not draw(images[:1], 0.5).allclose(draw(images[1:], 0.5), atol=1e-3)
 
 
 def test_the_way_from_one_image_to_another_begins_and_ends_with_them():
     images, z, noise = images_and_embeddings(2)
-    bind = Binder()
-    way = interpolate(bind, images, z, 5, even_times(256))
+    denoiser = ClosedForm()
+    way = interpolate(denoiser, images, z, 5, even_times(256))
     assert way.shape == (5, 3, 4, 4)
     torch.testing.assert_close(way[[0, -1]], images, rtol=0, atol=0.02)
     shares = torch.linspace(0, 1, 5)
-    torch.testing.assert_close(bind.bound[-1], slerp(*z, shares))
+    torch.testing.assert_close(denoiser.embeddings[-1], slerp(*z, shares))
     torch.testing.assert_close(way, centre(slerp(*z, shares)) + STD * slerp(*noise, shares), rtol=0, atol=0.05)
 
 
 def test_an_edit_adds_to_the_embedding_the_difference_of_two_captions_and_stays_at_unit_length():
     image, z, _ = images_and_embeddings(1)
-    bind, old, new, strengths = Binder(), normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 1.0])
-    edit(bind, image, z, old, new, strengths, TIMES_64)
-    assert bind.bound[0].equal(z)
-    for strength, edited in zip(strengths, bind.bound[1]):
+    denoiser, old, new, strengths = ClosedForm(), normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 1.0])
+    edit(denoiser, image, z, old, new, strengths, TIMES_64)
+    assert denoiser.embeddings[0].equal(z)
+    for strength, edited in zip(strengths, denoiser.embeddings[1]):
         sum_ = z[0] + strength * (new - old)
         torch.testing.assert_close(edited, sum_ / sum_.norm())
 
 
 def test_an_edit_with_eta_makes_the_noise_anew_from_its_own_generator():
     image, z, _ = images_and_embeddings(1)
-    one, same, other = (edit(Binder(), image, z, normal(6, seed=33), normal(6, seed=34), torch.tensor([0.5]), TIMES_64, 0.5, rng(seed))
-                        for seed in (0, 0, 1))
+    old, new, strengths = normal(6, seed=33), normal(6, seed=34), torch.tensor([0.5])
+    one, same, other = (edit(ClosedForm(), image, z, old, new, strengths, TIMES_64, 0.5, rng(seed)) for seed in (0, 0, 1))
     assert one.equal(same) and not one.equal(other)
 
 
 def test_an_edit_keeps_the_noise_so_that_strength_0_gives_the_image_back():
     image, z, _ = images_and_embeddings(1)
-    bind = Binder()
-    drawn = edit(bind, image, z, normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 0.5]), even_times(256))
+    denoiser = ClosedForm()
+    drawn = edit(denoiser, image, z, normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 0.5]), even_times(256))
     torch.testing.assert_close(drawn[:1], image, rtol=0, atol=0.02)
-    torch.testing.assert_close(drawn - image, centre(bind.bound[1] - z), rtol=0, atol=0.03)
+    torch.testing.assert_close(drawn - image, centre(denoiser.embeddings[1] - z), rtol=0, atol=0.03)
 
 
 def test_an_edit_between_captions_of_the_same_embedding_is_refused():
     image, z, _ = images_and_embeddings(1)
     with pytest.raises(InputError, match="the two captions have the same embedding"):
-        edit(Binder(), image, z, normal(6), normal(6), torch.tensor([0.5]), TIMES_64)
+        edit(ClosedForm(), image, z, normal(6), normal(6), torch.tensor([0.5]), TIMES_64)
 
 
 # -------------------------------------------------------------------------------------------------------------- purity
@@ -1008,17 +1026,17 @@ IMAGES, Z, NOISE = images_and_embeddings(2)
 T = torch.tensor([0.2, 0.7])
 CALLS = {
     "mix": lambda g, *args: mix(*args), "denoising_loss": lambda g, *args: denoising_loss(*args),
-    "drop": lambda g, *args: torch.cat([part.flatten(1).float() for part in drop(*args)], dim=1),
+    "drop_condition": lambda g, *args: torch.cat([part.flatten(1).float() for part in drop_condition(*args)], dim=1),
     "guided": lambda g, *args: guided(Recorder(), args[2:4], args[4:], 2.0)(*args[:2]),
     "sample": lambda g, *args: sample(gaussian(1.0, 0.5), *args, 0.5, g), "invert": lambda g, *args: invert(gaussian(1.0, 0.5), *args),
-    "slerp": lambda g, *args: slerp(*args), "variations": lambda g, *args: variations(Binder(), *args, generator=g),
-    "interpolate": lambda g, *args: interpolate(Binder(), *args), "edit": lambda g, *args: edit(Binder(), *args),
+    "slerp": lambda g, *args: slerp(*args), "variations": lambda g, *args: variations(ClosedForm(), *args, generator=g),
+    "interpolate": lambda g, *args: interpolate(ClosedForm(), *args), "edit": lambda g, *args: edit(ClosedForm(), *args),
     "prior": lambda g, *args: perturbed(new_prior())(*args), "decoder": lambda g, *args: perturbed(new_decoder())(*args),
     "draw_embeddings": lambda g, *args: draw_embeddings(perturbed(new_prior()), *args, steps=3, guidance=2.0, generator=g),
     **{schedule: lambda g, *args, schedule=schedule: SCHEDULES[schedule](*args)[0] for schedule in SCHEDULES},
 }
 ARGUMENTS = {
-    "mix": (IMAGES, NOISE, T), "denoising_loss": (IMAGES, NOISE, T), "drop": (captions(2), no_caption(), 0.5),
+    "mix": (IMAGES, NOISE, T), "denoising_loss": (IMAGES, NOISE, T), "drop_condition": (captions(2), no_caption(), 0.5),
     "guided": (normal(2, 6), T, normal(2, 6), normal(2, 6) > 0, normal(6), normal(6) > 0),
     "sample": (NOISE, TIMES_64), "invert": (IMAGES, TIMES_64), "slerp": (Z[0], Z[1], T), "variations": (IMAGES[:1], Z[:1], 3, TIMES_64),
     "interpolate": (IMAGES, Z, 3, TIMES_64), "edit": (IMAGES[:1], Z[:1], normal(6), normal(6, seed=1), T, TIMES_64),
@@ -1042,7 +1060,7 @@ def test_a_generator_of_its_own_leaves_the_global_one_alone():
     prior, before = perturbed(new_prior()), torch.random.get_rng_state()
     random_times(3, generator=rng())
     sample(gaussian(0.0, 1.0), normal(2, 2), even_times(3), 1.0, rng())
-    variations(Binder(), IMAGES[:1], Z[:1], 2, even_times(3), generator=rng())
+    variations(ClosedForm(), IMAGES[:1], Z[:1], 2, even_times(3), generator=rng())
     draw_embeddings(prior, captions(2), no_caption(), steps=2, generator=rng())
     assert torch.random.get_rng_state().equal(before)
 
@@ -1055,7 +1073,7 @@ def trained_on(model, x, condition, empty, steps):
     for step in range(steps):
         indices = torch.randint(len(x), (64,))
         t, noise = random_times(64), torch.randn_like(x[indices])
-        given = drop(tuple(part[indices] for part in condition), empty, 0.1)
+        given = drop_condition(tuple(part[indices] for part in condition), empty, 0.1)
         loss = denoising_loss(model(mix(x[indices], noise, t), t, *given), x[indices], t)
         optimiser.zero_grad()
         loss.backward()
@@ -1075,14 +1093,14 @@ def test_the_priors_embeddings_draw_better_than_z_t_and_z_t_better_than_anothers
     z_t = F.normalize(classes + 1.5 * gap, dim=-1)[caption]
     colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
     images = repeat(colours[caption], "b c -> b c h w", h=4, w=4) + 0.05 * torch.randn(1024, 3, 4, 4)
-    words, mask = torch.eye(4)[caption].unsqueeze(1), torch.ones(1024, 1, dtype=torch.bool)
+    features, mask = torch.eye(4)[caption].unsqueeze(1), torch.ones(1024, 1, dtype=torch.bool)
 
     prior = Prior(PriorConfig(embed_dim=16, token_width=4, text_length=1, width=32, layers=1, heads=2))
-    prior.image_whitening.fit(z)
-    read, empty = (words, mask, z_t), (torch.zeros(1, 4), mask[0], torch.zeros(16))
-    trained_on(prior, prior.image_whitening(z), read, empty, 300)
+    prior.standardise_image.fit(z)
+    read, empty = (features, mask, z_t), (torch.zeros(1, 4), mask[0], torch.zeros(16))
+    trained_on(prior, prior.standardise_image(z), read, empty, 300)
     decoder = Decoder(DecoderConfig(image_size=4, embed_dim=16, channels=16, multipliers=(1,), heads=2, condition_width=32))
-    decoder.whitening.fit(z)
+    decoder.standardise.fit(z)
     trained_on(decoder, images, (z,), (decoder.empty,), 300)
 
     def right(z):

@@ -132,7 +132,7 @@ def normal(name: str, *shape: int) -> torch.Tensor:
 
 
 def captions(name: str) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Make the conditions of three captions, words (b t d), mask (b t), z_t (b e), and of an empty one."""
+    """Make the conditions of three captions, token features (b t d), mask (b t), z_t (b e), and of an empty one."""
     t, e = PUBLISHED[name]["sizes"]["text_length"], PUBLISHED[name]["sizes"]["embed_dim"]
     mask = torch.arange(t) < torch.tensor([[t], [t // 2], [2]])
     return ((normal("words", 3, t, e), mask, normal("z_t", 3, e)),
@@ -186,7 +186,7 @@ def test_drawing_takes_the_steps_of_karlos_own_sampler(name, layout, eta, tmp_pa
     fresh = iter([normal(f"fresh {i}", *noise.shape) for i in range(24)])
     monkeypatch.setattr(torch, "randn", lambda shape, **_: next(fresh))
     z = sample(guided(prior, *captions(name), 2.0), noise, times, eta)
-    assert_matches(prior.image_whitening.inverse(z), PUBLISHED[name]["draws"][eta], 1e-4)
+    assert_matches(prior.standardise_image.inverse(z), PUBLISHED[name]["draws"][eta], 1e-4)
 
 
 def test_the_cosine_schedule_is_that_of_karlo_at_each_of_its_steps():
@@ -201,21 +201,21 @@ def test_the_cosine_schedule_is_that_of_karlo_at_each_of_its_steps():
 @each_layout
 def test_padding_never_matters_to_a_loaded_prior(layout, tmp_path):
     prior = load(LAYOUTS[layout](tmp_path, "two heads"))
-    (words, mask, z_t), _ = captions("two heads")
+    (features, mask, z_t), _ = captions("two heads")
     x, t = normal("x", 3, 16), torch.tensor([0.1, 0.5, 0.9])
     padding = rearrange(mask.logical_not(), "b t -> b t 1")
     with torch.no_grad():
-        before = prior(x, t, words, mask, z_t)
-        assert prior(x, t, torch.where(padding, 100.0, words), mask, z_t).equal(before)
-        moved = prior(x, t, torch.where(padding, words, words + 1), mask, z_t) - before
-    assert (moved.abs().amax(dim=1) > 0.01).all()  # while words do
+        before = prior(x, t, features, mask, z_t)
+        assert prior(x, t, torch.where(padding, 100.0, features), mask, z_t).equal(before)
+        moved = prior(x, t, torch.where(padding, features, features + 1), mask, z_t) - before
+    assert (moved.abs().amax(dim=1) > 0.01).all()  # while tokens do
 
 
 @each_layout
 def test_a_loaded_prior_has_the_published_mean_and_std_and_leaves_z_t_as_it_is(layout, tmp_path):
     prior, (mean, std), z = load(LAYOUTS[layout](tmp_path, "two heads")), published("two heads")[1], normal("z", 3, 16)
-    assert prior.image_whitening.mean.equal(mean) and prior.image_whitening.std.equal(std)
-    assert prior.text_whitening(z).equal(z)
+    assert prior.standardise_image.mean.equal(mean) and prior.standardise_image.std.equal(std)
+    assert prior.standardise_text(z).equal(z)
 
 
 def test_the_published_shape_is_the_preset_karlo(tmp_path):
@@ -276,7 +276,7 @@ def test_statistics_that_are_no_mean_and_std_are_refused(tmp_path, stats):
 
 
 @pytest.mark.parametrize("key, shape, message", [
-    ("model.text_enc_proj.weight", None, "words_in.weight is missing"),
+    ("model.text_enc_proj.weight", None, "tokens_in.weight is missing"),
     ("model.positional_embedding", None, "positions is missing"),
     ("model.transformer.resblocks.1.attn.c_qkv.bias", None, "blocks.1.attention.qkv.bias is missing"),
     ("model.final_ln.weight", None, "norm.weight is missing"),
@@ -285,7 +285,7 @@ def test_statistics_that_are_no_mean_and_std_are_refused(tmp_path, stats):
     ("model.final_ln.bias", (9,), "norm.bias has another shape"),
     ("model.positional_embedding", (2, 12, 128), "positions has another shape"),
     ("model.positional_embedding", (128,), "not enough values"),
-    ("model.text_enc_proj.weight", (128,), "words_in.weight has another shape"),
+    ("model.text_enc_proj.weight", (128,), "tokens_in.weight has another shape"),
     ("model.prd_emb", (1, 2, 128), "query has another shape"),
     ("model.transformer.resblocks.1.attn.c_qkv.weight", (383, 128), "blocks.1.attention.qkv.weight has another shape"),
     ("model.transformer.resblocks.1.attn.c_qkv.weight", (576, 128), "blocks.1.attention.qkv.weight has another shape"),
@@ -302,10 +302,10 @@ def test_weights_of_karlo_that_do_not_fit_are_named(tmp_path, key, shape, messag
 @pytest.mark.parametrize("key, shape, message", [
     ("proj_in.weight", None, "image_in.weight is missing"),
     ("prd_embedding", None, "query is missing"),
-    ("clip_std", None, "image_whitening.std is missing"),
+    ("clip_std", None, "standardise_image.std is missing"),
     ("transformer_blocks.1.attn1.to_k.bias", None, "blocks.1.attn1.to_k.bias is missing"),
     ("norm_in.weight", (128,), "norm_in.weight is one too many"),
-    ("clip_mean", (2, 16), "image_whitening.mean has another shape"),
+    ("clip_mean", (2, 16), "standardise_image.mean has another shape"),
     ("norm_out.bias", (9,), "norm.bias has another shape"),
     ("transformer_blocks.1.attn1.to_v.weight", (127, 128), "blocks.1.attn1.to_v.weight has another shape"),
 ])

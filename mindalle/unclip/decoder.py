@@ -1,16 +1,18 @@
 """The decoder: draw an image from its CLIP embedding, by diffusion with a small U-Net [unCLIP sec. 2.1; DDPM app. B].
 
-    x(t) (b 3 h w) --> fold --> blocks ------------------ skip ----------------> blocks --> unfold --> x (b 3 h w)
-                                   |                                                ^
-                                  half --> blocks ------- skip -------> blocks --> twice
-                                             |                             ^
-                                            half --> block, attention, block
+    x(t) (b 3 h w) --> patchify --> blocks ------------------ skip -----------------> blocks --> unpatchify --> x (b 3 h w)
+                                      |                                                  ^
+                                  downsample --> blocks ----- skip -----> blocks --> upsample
+                                                   |                        ^
+                                               downsample                upsample
+                                                   |                        ^
+                                                   +-- block, attention, block
 
     time (b), z_i (b e) --> condition (b d), which scales and shifts the channels in every block
 
-Where we depart: the paper's U-Net has 3.5 billion parameters and draws 64 · 64 pixels, which two more enlarge to 1024. Ours
-folds patches of pixels into channels first: convolutions over a quarter of the places cost a quarter. It reads z_i in the
-condition alone, not as tokens as well, and no caption, which the paper found to offer little help.
+Where we depart: the paper's U-Net has 3.5 billion parameters and draws 64 · 64 pixels, which two more networks upsample to 1024.
+Ours patchifies first: the pixels of a patch become channels, and convolutions over a quarter of the positions cost a quarter.
+It reads z_i in the condition alone, not as tokens as well, and no caption, which the paper found to offer little help.
 """
 
 from dataclasses import dataclass
@@ -24,17 +26,17 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layers import MLP, Attention
 from ..model import option
-from .diffusion import like
-from .layers import TimeEmbedding, Whitening
+from .diffusion import append_dims
+from .layers import Standardise, TimeEmbedding
 
-ERROR = 0.03  # about how far the network is off where next to no noise is left; a pixel is in [-1, 1]
+SKIP_STD = 0.03  # RMSE of a trained network as t -> 1, measured: 0.031 to 0.034; a pixel is in [-1, 1]
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     image_size: int = option(32, "side of an image in pixels")
     embed_dim: int = option(128, "width of CLIP's embeddings")
-    patch_size: int = option(2, "side of the patch of pixels that is folded into channels")
+    patch_size: int = option(2, "side of the square patch of pixels that becomes one position")
     channels: int = option(48, "channels at the finest level")
     multipliers: tuple[int, ...] = option((1, 2), "channels of each level, as multiples of `channels`; each level but the first "
                                                   "halves the image")
@@ -65,12 +67,12 @@ class DecoderConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a GroupNorm of 32 groups, or of fewer where a group would hold fewer than four channels."""
+    """Return a GroupNorm of gcd(32, channels, channels // 4) groups: at most 32, of four channels or more."""
     return nn.GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels)
 
 
 class Modulation(nn.Linear):
-    """Compute from the condition (b d) what scales and shifts channels -> `parts` times (b c), at first 0 [DiT sec. 3.2]."""
+    """Map the condition (b d) to `parts` scales, shifts or gates, each (b c), all 0 at first [DiT sec. 3.2]."""
 
     def __init__(self, condition: int, channels: int, parts: int):
         super().__init__(condition, parts * channels)
@@ -83,7 +85,10 @@ class Modulation(nn.Linear):
 
 
 class ResidualBlock(nn.Module):
-    """Return x + f(x), f two 3x3 convolutions, the second of channels that the condition has scaled and shifted."""
+    """Return x + f(x).
+
+    f is two 3x3 convolutions; between them the condition scales and shifts the normalised channels [ADM sec. 3].
+    """
 
     def __init__(self, channels_in: int, channels_out: int, condition: int):
         super().__init__()
@@ -104,7 +109,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """A transformer block over all places, scaled, shifted and gated by the condition: adaLN-zero [DiT fig. 3]."""
+    """A transformer block over all positions, scaled, shifted and gated by the condition: adaLN-zero [DiT fig. 3]."""
 
     def __init__(self, channels: int, heads: int, condition: int):
         super().__init__()
@@ -124,13 +129,13 @@ class AttentionBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, on the way down and up, and the change to the next, coarser one."""
+    """The residual blocks of one resolution, on the way down and up, and the way to the next, coarser one and back."""
 
     def __init__(self, channels: int, next_channels: int, blocks: int, condition: int):
         super().__init__()
         self.down = nn.ModuleList(ResidualBlock(channels, channels, condition) for _ in range(blocks))
-        self.shrink = nn.Conv2d(channels, next_channels, 2, stride=2)
-        self.enlarge = nn.Conv2d(next_channels, 4 * channels, 1)
+        self.downsample = nn.Conv2d(channels, next_channels, 2, stride=2)
+        self.upsample = nn.Conv2d(next_channels, 4 * channels, 1)
         self.up = nn.ModuleList(ResidualBlock(channels if i else 2 * channels, channels, condition) for i in range(blocks))
 
 
@@ -142,7 +147,7 @@ class Decoder(nn.Module):
         self.config = config
         d, pixels = config.condition_width, 3 * config.patch_size**2
         widths = [config.channels * multiplier for multiplier in config.multipliers]
-        self.whitening = Whitening(config.embed_dim)
+        self.standardise = Standardise(config.embed_dim)
         self.time_in = TimeEmbedding(d)
         self.image_in = nn.Sequential(nn.Linear(config.embed_dim, d), nn.SiLU(), nn.Linear(d, d))
         self.condition = nn.Sequential(nn.SiLU(), nn.Linear(d, d), nn.SiLU())
@@ -153,36 +158,37 @@ class Decoder(nn.Module):
                                      ResidualBlock(widths[-1], widths[-1], d)])
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)  # the first prediction is gray
+        nn.init.zeros_(self.conv_out.weight)  # at first the network adds nothing: gray, but for what the last line keeps
         nn.init.zeros_(self.conv_out.bias)
 
     @property
     def empty(self) -> Tensor:
-        """The embedding that stands for none, (e): the mean of all, which no image has."""
-        return self.whitening.mean
+        """The embedding that stands for none, (e): the mean, 0 once standardised. The paper drops z_i to 0 [unCLIP sec. 2.1]."""
+        return self.standardise.mean
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Predict the image from x(t) (b 3 h w), t (b) in [0, 1] and its embedding z_i (b e) -> (b 3 h w)."""
         noised, p = x, self.config.patch_size
-        condition = self.condition(self.time_in(1000 * t) + self.image_in(self.whitening(z)))  # (b d)
-        x = self.conv_in(rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=p, q=p))
+        condition = self.condition(self.time_in(1000 * t) + self.image_in(self.standardise(z)))  # (b d)
+        x = self.conv_in(rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=p, q=p))           # patchify
         skips = []
         for level in self.levels:
             for block in level.down:
                 x = block(x, condition)
             skips.append(x)
-            x = level.shrink(x)
+            x = level.downsample(x)
         x = x + self.positions
         for block in self.middle:
             x = block(x, condition)                                                            # (b c g g)
         for level in reversed(self.levels):
-            x = rearrange(level.enlarge(x), "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+            x = rearrange(level.upsample(x), "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
             x = torch.cat([x, skips.pop()], dim=1)
             for block in level.up:
                 x = block(x, condition)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        x = rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)
-        # Where less noise is left than the network errs by, x(t) itself is nearer to the image: weigh both by their variances.
-        # Without this, inverting an image and drawing it again would not get more exact with more steps.
-        kept = like(ERROR**2 / (ERROR**2 + (1 - t) ** 2), x)
-        return torch.lerp(x.float(), noised.float(), kept)
+        x = rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)                         # unpatchify
+        # EDM's skip connection [EDM sec. 5]: average the network's answer (error SKIP_STD) and x(t) (error 1 - t), each weighted
+        # by the inverse of its variance. Without it, inverting an image and drawing it again would not get more exact with more
+        # steps.
+        c_skip = append_dims(SKIP_STD**2 / (SKIP_STD**2 + (1 - t) ** 2), x)
+        return torch.lerp(x.float(), noised.float(), c_skip)

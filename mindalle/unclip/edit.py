@@ -4,11 +4,17 @@
     image, z   --> invert --> noise           all else: where, how large, which of many such images
     z, noise   --> sample --> image           both together give the image back
 
-    variations      keep z, change the noise      images that CLIP takes for the same
+    variations      keep z, renew the noise       images that CLIP takes for the same
     interpolate     move both to another image's
     edit            move z along the difference of two captions, keep the noise
 
-`bind` is a callable: embeddings z (b e) -> denoise, as diffusion.guided(decoder, (z,), ...) makes one. Images are (b 3 h w).
+denoiser: embeddings z (b e) -> denoise, as diffusion.guided(decoder, (z,), ...) makes one. Images are (b 3 h w).
+
+An image comes back well under modest guidance only. PSNR in 32 steps, three runs on the shapes world, 64 unseen images each:
+
+    guidance           1               1.5             3
+    mean of a run      42.0 .. 42.5    41.3 .. 41.7    32.3 .. 33.7 dB
+    the worst image    37.4            36.3            14.2 dB
 """
 
 from collections.abc import Callable
@@ -19,54 +25,57 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..errors import InputError
-from .diffusion import Denoise, invert, like, sample
+from .diffusion import Denoise, append_dims, invert, sample
 
-Bind = Callable[[Tensor], Denoise]
+Denoiser = Callable[[Tensor], Denoise]
 
 
 def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
     """Go from a to b (...) along the great circle, by each of the shares (n) of the angle between them -> (n ...)
 
     Between unit vectors the straight line would cut through the sphere: its middle is shorter, and so is that of two noises,
-    which lie near a sphere as well. Raises InputError for opposite vectors, between which every great circle leads.
+    which lie near a sphere as well. Raises InputError for opposite vectors: every great circle through one passes through the
+    other.
     """
     angle = torch.acos(F.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1))
     if angle > 3.14:
         raise InputError("the two are opposite, so there is no shortest way from one to the other: choose another pair")
+    shares = append_dims(shares, a[None])                                                        # (n 1 ...)
     if angle < 1e-3:  # sin would divide 0 by 0; so close by, the straight line is as good
-        return torch.lerp(a, b, like(shares, a[None]))
-    shares = like(shares, a[None])
+        return torch.lerp(a, b, shares)
     return (torch.sin((1 - shares) * angle) * a + torch.sin(shares * angle) * b) / torch.sin(angle)
 
 
-def variations(bind: Bind, image: Tensor, z: Tensor, count: int, times: list[float], eta: float = 1.0,
+def variations(denoiser: Denoiser, image: Tensor, z: Tensor, count: int, times: list[float], eta: float = 1.0,
                generator: torch.Generator | None = None) -> Tensor:
     """Draw images with the embedding z (1 e) of an image (1 3 h w) -> (count 3 h w)
 
-    eta: the share of the noise that is made anew at each step. 0 gives the image back, as exactly as many steps invert it.
+    eta: 0 gives the image back, as exactly as it was inverted. 1 replaces all noise at the first step: only z is left of the
+    image, but for a trace in the network's first answer. Between the two part of the layout stays.
     """
-    noise = invert(bind(z), image, times)
-    return sample(bind(repeat(z, "1 e -> n e", n=count)), repeat(noise, "1 c h w -> n c h w", n=count), times, eta, generator)
+    noise = invert(denoiser(z), image, times)
+    return sample(denoiser(repeat(z, "1 e -> n e", n=count)), repeat(noise, "1 c h w -> n c h w", n=count), times, eta, generator)
 
 
-def interpolate(bind: Bind, images: Tensor, z: Tensor, count: int, times: list[float]) -> Tensor:
+def interpolate(denoiser: Denoiser, images: Tensor, z: Tensor, count: int, times: list[float]) -> Tensor:
     """Draw the way from the first of two images (2 3 h w), with embeddings z (2 e), to the second -> (count 3 h w)"""
-    noise = invert(bind(z), images, times)
+    noise = invert(denoiser(z), images, times)
     shares = torch.linspace(0, 1, count, device=z.device)
-    return sample(bind(slerp(*z, shares)), slerp(*noise, shares), times)
+    return sample(denoiser(slerp(*z, shares)), slerp(*noise, shares), times)
 
 
-def edit(bind: Bind, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float],
+def edit(denoiser: Denoiser, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float],
          eta: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
     """Add to the embedding z (1 e) of an image (1 3 h w) what the caption `new` (e) has and `old` (e) has not -> (n 3 h w)
 
     strengths (n): how many times the difference is added. The paper turns z by 0.25 to 0.5 of the angle to the difference; that
     leads along the same circle, but just as far for a small difference as for a large one.
-    eta: as for variations. 0 keeps place and outline, even where another shape would need another outline.
+    eta: 0 keeps places and outlines, even where another shape would need another outline. 1 replaces all noise at the first
+    step: only the edited z is left. Between the two part of the layout stays.
     Raises InputError if the two captions have the same embedding.
     """
     if torch.equal(old, new):
         raise InputError("the two captions have the same embedding: there is nothing to change")
-    noise = invert(bind(z), image, times)
+    noise = invert(denoiser(z), image, times)
     z = F.normalize(z + rearrange(strengths, "n -> n 1") * (new - old), dim=-1)
-    return sample(bind(z), repeat(noise, "1 c h w -> n c h w", n=len(z)), times, eta, generator)
+    return sample(denoiser(z), repeat(noise, "1 c h w -> n c h w", n=len(z)), times, eta, generator)

@@ -1,4 +1,4 @@
-"""What the prior and the decoder share: the embedding of time, and embeddings of CLIP brought to one scale."""
+"""What the prior and the decoder share: the embedding of time, and the standardisation of CLIP's embeddings."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def sinusoids(steps: Tensor, width: int) -> Tensor:
-    """Describe a time by waves of many lengths [Attention is all you need, sec. 3.5]: steps (b), 0 to 1000 -> (b d)
+    """Compute the sinusoidal time embedding [Attention is all you need, sec. 3.5] of steps (b), 0 to 1000 -> (b d)
 
-    The shortest wave is 2π steps long, so that close times can be told apart, the longest nearly ten thousand times that.
+    The highest frequency has a period of 2π steps, which tells close times apart; the lowest nearly ten thousand times that.
     """
-    speeds = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=steps.device) / (width // 2))
-    angles = einsum(steps.float(), speeds, "b, d -> b d")
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=steps.device) / (width // 2))
+    angles = einsum(steps.float(), frequencies, "b, d -> b d")
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -27,10 +27,10 @@ class TimeEmbedding(nn.Sequential):
         return super().forward(sinusoids(steps, self[0].in_features))
 
 
-class Whitening(nn.Module):
-    """Bring each of the e numbers of an embedding to mean 0 and deviation 1 over the training set, as Karlo does.
+class Standardise(nn.Module):
+    """Standardise each of the e dimensions to mean 0, standard deviation 1 over the training set, as Karlo does.
 
-    An embedding of unit length has numbers near 1/√e. Diffusion mixes it with noise of deviation 1, in which it would drown.
+    The numbers of a unit vector are near 1/√e, far smaller than the noise that diffusion adds, whose standard deviation is 1.
     """
 
     def __init__(self, width: int):
@@ -39,15 +39,15 @@ class Whitening(nn.Module):
         self.register_buffer("std", torch.ones(width))
 
     def fit(self, z: Tensor) -> None:
-        """Measure mean and deviation over embeddings (images e). A number that is the same for all is not scaled."""
+        """Measure mean and standard deviation over embeddings (images e). A dimension that is the same for all is not scaled."""
         std = z.std(dim=0, correction=0)
         self.mean.copy_(z.mean(dim=0))
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map embeddings (b e) -> (b e), whitened."""
+        """Map embeddings (b e) -> (b e), standardised."""
         return (z - self.mean) / self.std
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Map whitened embeddings (b e) back -> (b e)."""
+        """Map standardised embeddings (b e) back -> (b e)."""
         return z * self.std + self.mean

@@ -6,8 +6,8 @@ Karlo's prior, 1.02 billion parameters, is the published one (kakaobrain/karlo; 
     v1.0.alpha/  prior-ckpt-step=01000000-of-01000000.ckpt  ViT-L-14_stats.th
     prior/       config.json  diffusion_pytorch_model.safetensors or .bin           Hugging Face, kakaobrain/karlo-v1-alpha
 
-Its words and embeddings are those of OpenAI's CLIP ViT-L/14: the text features after ln_final, and a z_t that is not
-normalised. So is the z_i that it draws.
+It reads OpenAI's CLIP ViT-L/14: the token features after ln_final, and a z_t that is not normalised. Nor is the z_i that it
+draws.
 """
 
 import json
@@ -37,19 +37,19 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 # part of a name in Karlo, then in diffusers -> in ours; a name with none of these stays as it is, and `fit` reports it
 KARLO_NAMES = {
-    "text_enc_proj.": "words_in.", "text_emb_proj.": "text_in.", "time_embed.": "time_in.", "clip_img_proj.": "image_in.",
+    "text_enc_proj.": "tokens_in.", "text_emb_proj.": "text_in.", "time_embed.": "time_in.", "clip_img_proj.": "image_in.",
     "prd_emb": "query", "positional_embedding": "positions", "transformer.resblocks.": "blocks.",
     ".attn.c_qkv.": ".attention.qkv.", ".attn.c_proj.": ".attention.out.",
     ".mlp.c_fc.": ".mlp.expand.", ".mlp.c_proj.": ".mlp.contract.", "final_ln.": "norm.", "out_proj.": "out.",
 }
 DIFFUSERS_NAMES = {
-    "encoder_hidden_states_proj.": "words_in.", "embedding_proj.": "text_in.", "proj_in.": "image_in.",
+    "encoder_hidden_states_proj.": "tokens_in.", "embedding_proj.": "text_in.", "proj_in.": "image_in.",
     "time_embedding.linear_1.": "time_in.0.", "time_embedding.linear_2.": "time_in.2.",
     "prd_embedding": "query", "positional_embedding": "positions", "transformer_blocks.": "blocks.",
     ".norm1.": ".ln_1.", ".attn1.to_out.0.": ".attention.out.", ".norm3.": ".ln_2.",
     ".ff.net.0.proj.": ".mlp.expand.", ".ff.net.2.": ".mlp.contract.",
     "norm_out.": "norm.", "proj_to_clip_embeddings.": "out.",
-    "clip_mean": "image_whitening.mean", "clip_std": "image_whitening.std",
+    "clip_mean": "standardise_image.mean", "clip_std": "standardise_image.std",
 }
 
 Found = tuple[PriorConfig | DecoderConfig, dict[str, Tensor]]  # a config, and weights under our names
@@ -71,9 +71,9 @@ def from_karlo(checkpoint: Any, path: Path) -> Found | None:
         raise InputError(f"put {STATS}, the mean and std of its embeddings, beside it")
     mean, std = read(path.with_name(STATS))
     weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    weights = rename({**weights, "image_whitening.mean": mean, "image_whitening.std": std}, KARLO_NAMES)
+    weights = rename({**weights, "standardise_image.mean": mean, "standardise_image.std": std}, KARLO_NAMES)
     sizes = infer(weights)
-    heads = sizes["width"] // 64  # no tensor shows it: 32 heads of 64, in the one prior there is
+    heads = sizes["width"] // 64  # not in any tensor; Karlo's heads are 64 wide
     for name in [name for name in weights if ".attention.qkv." in name]:
         if len(weights[name]) == 3 * sizes["width"]:  # if not, `fit` names it
             weights[name] = rearrange(weights[name], "(k three c) ... -> (three k c) ...", three=3, k=heads)
@@ -98,7 +98,7 @@ def from_diffusers(checkpoint: Any, path: Path) -> Found | None:
 
 
 def read_heads(path: Path, sizes: dict[str, int]) -> int:
-    """Read the number of heads, which no tensor shows, from the config.json beside the weights.
+    """Read the number of heads, which is not in any tensor, from the config.json beside the weights.
 
     Raises InputError where the file contradicts the weights, or asks for something that our model does not do.
     """
@@ -146,19 +146,19 @@ def locate(path: Path) -> Path:
 
 
 def rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Rename weights by a table, drop the axes of length 1 in front, and add a whitening of z_t that changes nothing."""
+    """Rename weights by a table, drop the axes of length 1 in front, and add a standardisation of z_t that changes nothing."""
     for theirs, ours in names.items():
         weights = {name.replace(theirs, ours): tensor for name, tensor in weights.items()}
-    for name, axes in {"positions": (0,), "query": (0, 1), "image_whitening.mean": (0,), "image_whitening.std": (0,)}.items():
+    for name, axes in {"positions": (0,), "query": (0, 1), "standardise_image.mean": (0,), "standardise_image.std": (0,)}.items():
         weights[name] = weights[name].squeeze(axes)  # (1 n d), (1 1 d) and, in diffusers, (1 e)
-    mean = weights["image_whitening.mean"]
-    return weights | {"text_whitening.mean": torch.zeros_like(mean), "text_whitening.std": torch.ones_like(mean)}
+    mean = weights["standardise_image.mean"]
+    return weights | {"standardise_text.mean": torch.zeros_like(mean), "standardise_text.std": torch.ones_like(mean)}
 
 
 def infer(weights: dict[str, Tensor]) -> dict[str, int]:
     """Infer from the shapes of renamed weights all sizes of PriorConfig but the heads."""
     width, embed_dim = weights["image_in.weight"].shape
-    *_, token_width = weights["words_in.weight"].shape
+    *_, token_width = weights["tokens_in.weight"].shape
     *_, length, _ = weights["positions"].shape
     layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     return {"embed_dim": embed_dim, "token_width": token_width, "text_length": length - 4, "width": width, "layers": layers}

@@ -1,20 +1,22 @@
 """The prior: draw the CLIP embedding of an image from a caption, by diffusion [unCLIP sec. 2.2].
 
-    words (b t d)   z_t (b e)   time (b)   noised z_i (b e)   query (d)
-          |             |           |              |              |
-          +-------------+-----------+--------------+--------------+
-                                    |
-                       causal transformer (b t+4 d)
-                                                                  |
-                                                              z_i (b e)
+    token features (b t d)   z_t (b e)   time (b)   x(t) (b e)   query (d)
+              |                  |          |           |            |
+              +------------------+----------+-----------+------------+
+                                            |
+                              causal transformer (b t+4 d)
+                                                                     |
+                                                                 z_i (b e)
 
-words are CLIP's features of the caption's tokens, z_t its embedding of the whole caption, z_i that of an image. The query
-comes last, so it sees all the others; what it turns into is the prediction.
+The token features are CLIP's, of the caption's tokens. z_t is the paper's name for its embedding of the whole caption, t for
+text, and z_i that of an image. The noised z_i is x(t), t for time. The query comes last, so it sees all the others; what it
+turns into is the prediction.
 
 A caption fits many images, and each has an embedding of its own. A network that maps captions straight to embeddings would
 learn the mean of these, which may be the embedding of no image. The prior samples one of them.
 
-Where we depart: the path is straight (diffusion.py), embeddings have unit length and are whitened. The paper's schedule,
+Where we depart: the path is straight (diffusion.py), embeddings have unit length and are standardised. The paper's loss is the
+plain squared error of z_i [unCLIP sec. 2.2], ours divides by (1 - t)²; predicting z_i itself is the paper's. Its schedule,
 "cosine", is there for the published prior.
 """
 
@@ -26,10 +28,10 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import Block, steps_back
+from ..layers import Block
 from ..model import option
 from .diffusion import SCHEDULES, even_times, guided, sample
-from .layers import TimeEmbedding, Whitening
+from .layers import Standardise, TimeEmbedding
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Prior(nn.Module):
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config = config
-        self.image_whitening, self.text_whitening = Whitening(config.embed_dim), Whitening(config.embed_dim)
-        self.words_in = nn.Linear(config.token_width, config.width)
+        self.standardise_image, self.standardise_text = Standardise(config.embed_dim), Standardise(config.embed_dim)
+        self.tokens_in = nn.Linear(config.token_width, config.width)
         self.text_in = nn.Linear(config.embed_dim, config.width)
         self.time_in = TimeEmbedding(config.width)
         self.image_in = nn.Linear(config.embed_dim, config.width)
@@ -77,20 +79,21 @@ class Prior(nn.Module):
         nn.init.zeros_(self.out.weight)  # the first prediction is the mean embedding
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, words: Tensor, mask: Tensor, z_t: Tensor) -> Tensor:
-        """Predict a whitened z_i from x(t) (b e), the noised one, and its caption -> (b e).
+    def forward(self, x: Tensor, t: Tensor, token_features: Tensor, mask: Tensor, z_t: Tensor) -> Tensor:
+        """Predict a standardised z_i from x(t) (b e), the noised one, and its caption -> (b e).
 
-        t (b) in [0, 1]; words (b t d), CLIP's last text features; mask (b t) boolean, False for padding, never for the first
+        t (b) in [0, 1]; token_features (b t d), CLIP's last ones; mask (b t) boolean, False for padding, never for the first
         token; z_t (b e)
         """
         x, steps = SCHEDULES[self.config.schedule](x, t)
         tokens = torch.cat([
-            self.words_in(words),                                                            # (b t d)
-            torch.stack([self.text_in(self.text_whitening(z_t)), self.time_in(steps), self.image_in(x),
+            self.tokens_in(token_features),                                                  # (b t d)
+            torch.stack([self.text_in(self.standardise_text(z_t)), self.time_in(steps), self.image_in(x),
                          repeat(self.query, "d -> b d", b=len(x))], dim=1),                  # (b 4 d)
         ], dim=1) + self.positions                                                           # (b t+4 d)
         mask = F.pad(mask, (0, 4), value=True)                                               # (b t+4)
-        causal = steps_back(mask.shape[1]).to(x.device) >= 0                                 # (i j)
+        n = mask.shape[1]  # causal as in the paper; the query is last, so it sees all anyway
+        causal = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()                  # (i j)
         mask = causal & rearrange(mask, "b j -> b 1 1 j")                                    # (b 1 i j)
         for block in self.blocks:
             tokens = block(tokens, mask)
@@ -101,15 +104,16 @@ def draw_embeddings(prior: Prior, condition: tuple[Tensor, ...], empty: tuple[Te
                     guidance: float = 1.0, candidates: int = 2, generator: torch.Generator | None = None) -> Tensor:
     """Draw a z_i (b e) for each caption; of several candidates, keep the one closest to the caption [unCLIP sec. 2.2].
 
-    condition   words (b t d), mask (b t), z_t (b e), as in Prior.forward; empty: those of the empty caption, (t d), (t), (e)
+    condition   token features (b t d), mask (b t), z_t (b e), as in Prior.forward
+    empty       those of the empty caption, (t d), (t), (e)
     guidance    1 is the plain prior. The paper found that guiding it does harm, and guides the decoder alone [sec. 5.5]
     """
     b, e = condition[2].shape
     condition = tuple(repeat(part, "b ... -> (b candidates) ...", candidates=candidates) for part in condition)
     noise = torch.randn(b * candidates, e, device=condition[2].device, generator=generator)
     denoise = guided(prior, condition, empty, guidance)
-    bounded = lambda x, t: denoise(x, t).clamp(-10, 10)  # noqa: E731  in deviations, as Karlo: guidance can overshoot
-    z = prior.image_whitening.inverse(sample(bounded, noise, even_times(steps), eta, generator))
+    bounded = lambda x, t: denoise(x, t).clamp(-10, 10)  # noqa: E731  standard deviations, as Karlo's
+    z = prior.standardise_image.inverse(sample(bounded, noise, even_times(steps), eta, generator))
     closeness = F.cosine_similarity(z, condition[2], dim=-1)
     best = rearrange(closeness, "(b candidates) -> b candidates", b=b).argmax(dim=1)
     return rearrange(z, "(b candidates) e -> b candidates e", b=b)[torch.arange(b), best]

@@ -26,7 +26,7 @@ from common.finish import finish
 from common.models import Models, encode_all, fingerprint
 from common.muon import Muon
 from common.pictures import draw_losses
-from common.precision import choose_precision
+from common.precision import choose_precision, compiled
 from common.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
 from common.runs import JOBS, Run
 from common.training import Training, random_batch, set_learning_rate, stable_seed
@@ -169,6 +169,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     precision = choose_precision(run, "dalle", model, lambda: dalle_loss(*model(text, targets), text, targets)[0])
     notes = {"precision": precision, "tokenizer": tokenizer.fingerprint, "vqgan": fingerprint(vqgan)}
     training = Training(run, "dalle", config, recipe, notes, model=model, optimiser=optimiser)
+    losses = compiled(run, "dalle", recipe, lambda text, codes: dalle_loss(*model(text, codes), text, codes, recipe.text_loss_weight))
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "dalle", step))
         set_learning_rate(optimiser, done, recipe)
@@ -179,7 +180,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
         targets = codes[indices].long().to(run.device)                                       # (b n)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            loss, text_loss, image_loss = dalle_loss(*model(text, targets), text, targets, recipe.text_loss_weight)
+            loss, text_loss, image_loss = losses(text, targets)
         optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -258,6 +259,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     precision = choose_precision(run, "decoder", model, lambda: model(pixels, torch.rand(len(z)).to(z), z).float().square().mean())
     notes = {"precision": precision, "clip": fingerprint(clip)}
     training = Training(run, "decoder", config, recipe, notes, model=model, optimiser=optimiser)
+    denoise = compiled(run, "decoder", recipe, model)
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "decoder", step))
         set_learning_rate(optimiser, done, recipe)
@@ -268,7 +270,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
         t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            prediction = model(unclip.mix(pixels, noise, t), t, *condition)                  # (b 3 h w)
+            prediction = denoise(unclip.mix(pixels, noise, t), t, *condition)                # (b 3 h w)
         loss = unclip.denoising_loss(prediction, pixels, t)
         optimiser.zero_grad()
         loss.backward()

@@ -16,7 +16,7 @@ from data import LAYOUTS
 from .errors import InputError
 from .flags import Options, Parser, add_fields, command, option, typed_fields
 from .recipes import fitting
-from .runs import JOBS, MODELS, Run, trained_by
+from .runs import JOBS, MINUTES, MODELS, Run, trained_by
 
 Fields = dict[str, Any]
 DATA = ("data", "layout", "class_names")  # the fields of Job that say what the models of a run are trained on
@@ -30,7 +30,8 @@ class Job(Options):
     layout: str | None = option(None, f"how the folder is laid out, if it is not recognised: {', '.join(LAYOUTS)}")
     class_names: tuple[str, ...] = option((), "what the numbers of the classes stand for, where the data set does not say", nargs="+")
     run: str | None = option(None, "folder of the run (default: runs/ and the name of the data)")
-    minutes: float | None = option(None, "train for this long, not the recipe's steps; with --steps, until the first of both",
+    minutes: float | None = option(None, "train for this long; with --steps, until the first of both (default: "
+                                   f"{MINUTES[None]} for the job of all models, {MINUTES['unclip']} for unclip, else the recipe's steps)",
                                    least=0.01)
     resume: bool = option(False, "continue the run from its checkpoints, which know all other settings")
     overfit: bool = option(False, "train on one batch over and over: the loss must fall almost to the lowest possible")
@@ -38,6 +39,8 @@ class Job(Options):
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     precision: str = option("auto", "auto measures in which this machine is faster", choices=["auto", "bf16", "fp32"])
+    compile: str = option("auto", "whether torch.compile speeds up the loss; auto: in a training of minutes that earns its time back",
+                          choices=["auto", "on", "off"])
     model: str | None = None                                   # a model, or one of JOBS
     flags: dict[str, Fields] = field(default_factory=dict)     # model -> the fields of its config and recipe that were typed
 
@@ -108,9 +111,12 @@ def open_run(model: str | None, typed: Fields, flags: dict[str, Fields]) -> Run:
         typed = {**typed, "data": full_name(typed["data"])}
     job = Job(**typed, model=model, flags=flags)
     states = Run(job).states()
+    if job.resume and not states:
+        print(f"{job.folder} has nothing to resume: training starts from the beginning")
+    if not job.resume or not states:
+        steps = any("steps" in fields for fields in flags.values())
+        job = dataclasses.replace(job, minutes=job.minutes or (None if steps else MINUTES.get(model)))
     if not states:
-        if job.resume:
-            print(f"{job.folder} has nothing to resume: training starts from the beginning")
         return Run(job)
     own = [states[name] for name in trained_by(model) if name in states] if model else []
     last = max(own or states.values(), key=lambda state: state.get("saved_at", 0.0))
@@ -146,7 +152,7 @@ def resumed(job: Job, saved: Job, typed: Fields) -> Job:
             fields |= {name: value for name, value in job.flags.get(model, {}).items() if name == "steps"}
         print("training now ends after " + (f"{minutes:g} minutes" if minutes else "the steps that were typed"))
     return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, minutes=minutes, flags=flags,
-                               precision=typed.get("precision", saved.precision))
+                               precision=typed.get("precision", saved.precision), compile=typed.get("compile", saved.compile))
 
 
 def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
@@ -177,10 +183,20 @@ class Budget:
     steps: int | None
 
     @classmethod
-    def of(cls, job: Job, model: str, recipe: Any) -> "Budget":
-        """Minutes replace the recipe's steps, unless steps were typed too; the models of a job share the minutes."""
-        minutes = job.minutes and job.minutes * (recipe.share if job.model in JOBS else 1)
-        return cls(minutes, recipe.steps if minutes is None or "steps" in job.flags.get(model, {}) else None)
+    def of(cls, run: Run, model: str, recipe: Any) -> "Budget":
+        """Minutes replace the recipe's steps, unless steps were typed too.
+
+        The models of a job divide its minutes. Each may take its share, but no more steps than are enough; what the others left
+        is for the last. So a faster machine draws better instead of ending sooner.
+        """
+        job, minutes, typed = run.job, run.job.minutes, "steps" in run.job.flags.get(model, {})
+        models, most = JOBS.get(job.model, (model,)), None
+        if minutes and model != models[-1]:
+            minutes, most = minutes * recipe.share, recipe.enough
+        elif minutes:
+            minutes -= sum(state["seconds"] for other in models[:-1] if (state := run.state(other))) / 60
+            minutes = max(minutes, job.minutes * recipe.share / 2)  # earlier models may come from a longer job
+        return cls(minutes, recipe.steps if typed or not minutes else most)
 
     def done(self, step: int, seconds: float) -> float:
         """Return the share of the training that is behind us; 1 or more is the end."""
@@ -192,7 +208,7 @@ USED_BY = {"clip": ("prior", "decoder"), "vqgan": ("dalle",)}  # model -> those 
 
 def refuse_to_change(run: Run, model: str, recipe: Any) -> None:
     """Raise InputError if a model would train on although others have learned from its output, which would then change."""
-    state, budget = run.state(model), Budget.of(run.job, model, recipe)
+    state, budget = run.state(model), Budget.of(run, model, recipe)
     if state and not budget.done(state["step"], state["seconds"]) < 1:
         return
     for other in USED_BY.get(model, ()):

@@ -1,6 +1,7 @@
 """How train.py trains each model. Every field is a flag, as the fields of the models' configs are.
 
-The shares say how the minutes of a job are divided among its models.
+A job of several models has so many minutes. Each model takes its share of them, or less if `enough` steps are done before; the
+last one takes what is left.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class CLIPRecipe(Options):
     accumulate: int = option(1, "chunks of the batch, one at a time in memory; the gradients stay the same", least=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
+    enough: int = option(3000, "most steps of that share; more improve CLIP less than they would DALL·E", least=1)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class VQGANRecipe(Options):
     discriminator_layers: int = option(2, "halvings in the discriminator; two suit pictures of 32 pixels", least=1)
     adversarial_weight: float = option(0.8, "strength of the discriminator relative to the reconstruction", least=0)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.3, "share of --minutes when all models are trained", least=0, most=1)
+    share: float = option(0.2, "share of --minutes when all models are trained", least=0, most=1)
+    enough: int = option(4000, "most steps of that share; more improve VQGAN less than they would DALL·E", least=1)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class DALLERecipe(Options):
     text_loss_weight: float = option(1 / 8, "share of the text in the loss; the image has the rest", least=0, most=1)
     caption_dropout: float = option(0.1, "share of captions left out, for guidance; 1: train without", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.55, "share of --minutes when all models are trained", least=0, most=1)
+    share: float = option(0.65, "share of --minutes when all models are trained, and what the others leave", least=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class PriorRecipe(Options):
     caption_dropout: float = option(0.1, "share of captions left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.15, "share of --minutes when both parts are trained", least=0, most=1)
+    enough: int = option(3000, "most steps of that share; more improve the prior less than they would the decoder", least=1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class DecoderRecipe(Options):
     outer_rate: float = option(0.4, "learning-rate multiplier for all but the hidden matrices", least=0)
     embedding_dropout: float = option(0.1, "share of embeddings left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.85, "share of --minutes when both parts are trained", least=0, most=1)
+    share: float = option(0.85, "share of --minutes when both parts are trained, and what the prior leaves", least=0, most=1)
 
 
 def fitting(model: str, side: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Training:
 
     def __init__(self, run: Run, name: str, config: Any, recipe: Any, notes: dict[str, Any], **parts: nn.Module | Optimizer):
         self.run, self.name, self.config, self.recipe, self.notes, self.parts = run, name, config, recipe, notes, parts
-        self.budget = Budget.of(run.job, name, recipe)
+        self.budget = Budget.of(run, name, recipe)
         self.step, self.seconds, self.stopped_by, self.saved_step = 0, 0.0, None, None
         if run.job.resume and (state := run.state(name)):
             self.restore(state)

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+POOL = 2**13  # captions among which look-alikes are sought: all that 2 ms allow
+
 
 def look_alikes(texts: Tensor, batch_size: int, group: int) -> Tensor:
     """Draw a batch in groups, each a random caption and those that share most of its tokens.
@@ -27,7 +29,7 @@ def look_alikes(texts: Tensor, batch_size: int, group: int) -> Tensor:
     texts (n t) int64, a row of ids per caption -> indices (b) int64, group after group. Captions equal to the first of
     their group are left out: they are positives, not negatives.
     """
-    pool = torch.randperm(len(texts))[: 2**16]  # bounded, so that a step costs the same on a data set of any size
+    pool = torch.randperm(len(texts))[:POOL]
     texts, group = texts[pool], min(group, batch_size)                                          # (n t)
     first = texts[: math.ceil(batch_size / group)]                                              # (k t) k groups
     has_token = torch.zeros(int(texts.max()) + 1, len(first))                                   # (v k)
@@ -36,7 +38,7 @@ def look_alikes(texts: Tensor, batch_size: int, group: int) -> Tensor:
     shared += torch.rand(len(texts), 1)  # breaks ties at random
     # equal captions have equal hashes; comparing all their tokens instead took 40 times as long
     hashes = (texts * torch.randint(2**40, texts.shape[1:])).sum(dim=1)                         # (n)
-    shared[rearrange(hashes, "n -> n 1") == hashes[: len(first)]] = -1
-    nearest = shared.topk(group - 1, dim=0).indices                                             # (group-1 k)
-    chosen = torch.cat([rearrange(torch.arange(len(first)), "k -> 1 k"), nearest])              # (group k)
-    return pool[rearrange(chosen, "group k -> (k group)")][:batch_size]
+    equal = rearrange(hashes[: len(first)], "k -> k 1") == hashes                               # (k n)
+    nearest = rearrange(shared, "n k -> k n").masked_fill(equal, -1).topk(group - 1, dim=1).indices
+    chosen = torch.cat([rearrange(torch.arange(len(first)), "k -> k 1"), nearest], dim=1)       # (k group)
+    return pool[rearrange(chosen, "k group -> (k group)")][:batch_size]

@@ -147,7 +147,7 @@ def test_one_model_of_an_interrupted_job_keeps_its_share_of_the_minutes(folder, 
     monkeypatch.setattr(Training, "steps", lambda self: ends.append((self.name, self.budget.minutes)) or iter(()))
     for model in ("clip", "vqgan"):  # begun, and not yet begun
         train.main([model, "--run", str(tmp_path), "--resume"])
-    assert ends == [("clip", pytest.approx(1.5)), ("vqgan", pytest.approx(3))]
+    assert ends == [("clip", pytest.approx(10 * train.CLIPRecipe.share)), ("vqgan", pytest.approx(10 * train.VQGANRecipe.share))]
 
 
 def test_an_interrupted_job_of_dalle_2_resumes_with_the_settings_of_the_decoder_not_yet_begun(folder, trained, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import csv
 import math
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from common.recipes import fitting
 from mindalle.unclip import DecoderConfig
 from minclip import CLIPConfig
 from minvqgan import VQGANConfig
-from conftest import TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP_JOB, copy_needs, refused, run, samples, trains
+from conftest import TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP, TINY_UNCLIP_JOB, copy_needs, refused, run, samples, trains
 
 
 def log_rows(run, model=None):
@@ -117,14 +118,62 @@ def test_a_discriminator_that_is_off_is_neither_built_nor_saved(trained):
     assert torch.load(trained / "vqgan.pt", weights_only=True)["training"].keys() == {"optimiser"}
 
 
+def budget(*words, of="vqgan", before=None, job=None):
+    """The budget of a model in a job; before: the seconds that the models before it took."""
+    model, typed, flags = train.parse([*([job] if job else []), *words])
+    run = SimpleNamespace(job=Job(**typed, model=model, flags=flags), state=lambda name: before and {"seconds": before})
+    return Budget.of(run, of, train.MODELS[of][2](steps=10))
+
+
 def test_minutes_without_steps_outlast_the_recipes_steps_and_with_steps_the_sooner_ends_it():
-    def done(*words, model="vqgan"):
-        model, typed, flags = train.parse([*([model] if model else []), *words])
-        return Budget.of(Job(**typed, model=model, flags=flags), "vqgan", train.VQGANRecipe(steps=10)).done(20, 30.0)
+    def done(*words):
+        return budget(*words, job="vqgan").done(20, 30.0)
 
     assert done() == 2 and done("--minutes", "1") == 0.5
     assert done("--minutes", "1", "--steps", "10") == 2 and done("--minutes", "0.1", "--steps", "10") == 5
-    assert done("--minutes", "1", model=None) == pytest.approx(0.5 / 0.3)  # of the minutes of all models, VQGAN has three tenths
+
+
+def test_in_a_job_of_minutes_each_model_has_its_share_or_enough_steps_and_the_last_has_what_the_others_left():
+    shares = {name: train.MODELS[name][2].share for name in TINY_ALL}
+    assert sum(shares[name] for name in TINY) == sum(shares[name] for name in TINY_UNCLIP) == 1
+    assert budget("--minutes", "10", of="clip") == Budget(10 * shares["clip"], train.CLIPRecipe.enough)
+    assert budget("--minutes", "10", of="vqgan").done(train.VQGANRecipe.enough, 1.0) == 1
+    assert budget("--minutes", "10", "--vqgan.steps", "7", of="vqgan") == Budget(10 * shares["vqgan"], 10)
+    assert budget("--minutes", "10", of="dalle", before=60.0) == Budget(8, None)
+    assert budget("--minutes", "10", of="dalle", before=600.0).minutes == pytest.approx(10 * shares["dalle"] / 2)
+    assert budget("--minutes", "10", of="decoder", before=30.0, job="unclip") == Budget(9.5, None)
+
+
+@pytest.mark.parametrize("job", [None, "unclip"])
+def test_a_job_of_several_models_takes_minutes_unless_minutes_or_steps_are_typed(job, tmp_path):
+    def minutes(*words):
+        return train.jobs.open_run(*train.parse([*([job] if job else []), "--run", str(tmp_path), *words])).job.minutes
+
+    assert minutes() == train.jobs.MINUTES[job] and minutes("--minutes", "3") == 3 and minutes("--steps", "5") is None
+
+
+def test_a_training_of_minutes_is_compiled_where_it_is_long_enough_and_one_of_steps_never_is(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda loss, dynamic: lambda x: loss(x) + 0.5)
+
+    def result(job=None, **settings):
+        run = SimpleNamespace(job=Job(model=job, **settings), state=lambda name: None)
+        return precision.compiled(run, "dalle", train.DALLERecipe(), lambda x: x)(1)
+
+    assert result(minutes=9) == result("dalle", minutes=4) == result("dalle", compile="on") == 1.5
+    assert result("dalle", minutes=2) == result("dalle") == result(minutes=9, compile="off") == 1
+
+
+def test_a_compiler_that_fails_costs_a_line_and_an_error_of_the_loss_itself_is_raised(monkeypatch, capsys):
+    def broken(x):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda loss, dynamic: broken)
+    run = SimpleNamespace(job=Job(compile="on", model="dalle"))
+    loss = precision.compiled(run, "dalle", train.DALLERecipe(), lambda x: 1 / x)
+    assert loss(2) == loss(2) == 0.5
+    assert capsys.readouterr().out.count("torch.compile failed (RuntimeError)") == 1
+    with pytest.raises(ZeroDivisionError):
+        loss(0)
 
 
 def test_training_leaves_checkpoints_tokenizer_log_and_loss_curves(trained):
@@ -212,15 +261,6 @@ def test_the_job_of_dalle_2_trains_both_parts_at_clips_size_and_draws_held_out_c
     assert prior["config"]["embed_dim"] == decoder["config"]["embed_dim"] == clip["embed_dim"]
     assert decoder["config"]["image_size"] == clip["image_size"] and prior["config"]["text_length"] == clip["context_length"]
     assert (tmp_path / "samples" / "unclip" / "sheet.png").exists()
-
-
-def test_prior_and_decoder_share_the_minutes_of_their_job(folder, trained, tmp_path, monkeypatch):
-    copy_needs("prior", trained, tmp_path)
-    ends = []
-    monkeypatch.setattr(training.Training, "steps", lambda self: ends.append((self.name, self.budget.minutes)) or iter(()))
-    with contextlib.suppress(InputError):  # nothing was trained, so nothing can be drawn
-        trains("unclip", "--run", tmp_path, "--data", folder, "--minutes", 10, *TINY_UNCLIP_JOB.split())
-    assert ends == [("prior", pytest.approx(1.5)), ("decoder", pytest.approx(8.5))]
 
 
 # ---- Flags ------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import mindalle
 import minclip
 import minvqgan
 from common import scores
-from common.drawing import MINDALLE_DRAWING, Drawing, drawing, drawn_per_caption, first_rows, generate_images, keep_best
+from common.drawing import MINDALLE_DRAWING, PICTURES_DRAWING, Drawing, drawing, drawn_per_caption, first_rows, generate_images, keep_best
 from common.errors import InputError, one_line_errors
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
@@ -291,7 +291,7 @@ COMMANDS = {
 }
 
 # defaults that depend on the model
-OTHERS = {Drawing: {"with minDALL-E": MINDALLE_DRAWING}, Guiding: {"with a published CLIP": PUBLISHED_GUIDING}}
+OTHERS = {Drawing: {"on your own pictures": PICTURES_DRAWING, "with minDALL-E": MINDALLE_DRAWING}, Guiding: {"with a published CLIP": PUBLISHED_GUIDING}}
 
 
 def parser() -> Parser:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from common import held_out, jobs, log
-from common.captions import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, without_look_alikes
+from common.captions import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, settle_shift, without_look_alikes
 from common.errors import InputError, one_line_errors
 from common.finish import finish
 from common.models import Models, encode_all, fingerprint
@@ -29,11 +29,11 @@ from common.pictures import draw_losses
 from common.precision import choose_precision, compiled
 from common.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
 from common.runs import JOBS, Run
-from common.training import Training, random_batch, set_learning_rate, stable_seed
+from common.training import Training, random_batch, set_learning_rate, shifted, stable_seed
 from common.unclip import embed_all, read_captions
 from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions, unclip
 from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig
-from minclip import CLIP, LOSSES, CLIPConfig, accumulated_backward, look_alikes, same_caption
+from minclip import CLIP, LOSSES, CLIPConfig, LookAlikes, accumulated_backward, same_caption
 from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss
 
 # ---- The loops --------------------------------------------------------------------------------------------------
@@ -43,10 +43,11 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
     images, unseen = open_splits(run, config.image_size, recipe.scenes)
     tokenizer = learn_tokenizer(run, images, config.vocab_size)
     length = run.settled("clip", "context_length") or fitting_length(tokenizer, distinct(images, unseen))
-    recipe = without_look_alikes(run, distinct(images), recipe)
+    recipe = settle_shift(run, images, config.image_size, without_look_alikes(run, distinct(images), recipe))
     check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
     texts = encode([captions[0] for captions in images.captions])                            # (images t)
+    look_alikes = LookAlikes(texts)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, context_length=length)
 
     torch.manual_seed(stable_seed(run.job.seed, "clip"))
@@ -71,8 +72,9 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         if done >= recipe.look_alikes and not run.job.overfit and len(images) >= recipe.batch_size:
-            indices = look_alikes(texts, recipe.batch_size, recipe.look_alike_group)
-        pixels, captions = images.batch(indices).to(run.device), images.texts(indices, torch.default_generator)
+            indices = look_alikes.draw(recipe.batch_size, recipe.look_alike_group)
+        captions = images.texts(indices, torch.default_generator)
+        pixels = shifted(images.batch(indices), recipe.shift).to(run.device)                 # (b 3 h w)
         ids = encode(captions).to(run.device)                                                # (b t)
         right = same_caption(ids) | images.right(indices, captions).to(run.device)           # (b b)
 
@@ -95,6 +97,7 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
 
 def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     images, unseen = open_splits(run, config.image_size, recipe.scenes)
+    recipe = settle_shift(run, images, config.image_size, recipe)
 
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
@@ -120,7 +123,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         adversary = discriminator if done >= recipe.discriminator_start else None
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
+        pixels = shifted(images.batch(indices), recipe.shift).to(run.device)                 # (b 3 h w)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             reconstruction, quantised = model(pixels)
@@ -154,7 +157,8 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     check_lengths(run, tokenizer, length, images, unseen)
     encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
     empty = encode("")[0].to(run.device)                                                     # (t)
-    codes = encode_all(vqgan, images, run.device)                                            # (images n)
+    recipe = settle_shift(run, images, size, recipe)
+    codes = encode_all(vqgan, images, run.device, recipe.shift)                              # (copies images n)
     config = dataclasses.replace(config, text_vocab=tokenizer.vocab_size, text_length=length,
                                  image_vocab=vqgan.config.codebook_size, grid=vqgan.config.grid)
 
@@ -165,11 +169,11 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     print(f"dalle: expect a first loss of about {start:.3f}, that of a guess; all learned by heart has {floor:.3f}")
 
     some = range(min(len(images), recipe.batch_size))
-    text, targets = encode(images.texts(some, torch.default_generator)).to(run.device), codes[some].long().to(run.device)
+    text, targets = encode(images.texts(some, torch.default_generator)).to(run.device), codes[0, some].long().to(run.device)
     precision = choose_precision(run, "dalle", model, lambda: dalle_loss(*model(text, targets), text, targets)[0])
     notes = {"precision": precision, "tokenizer": tokenizer.fingerprint, "vqgan": fingerprint(vqgan)}
     training = Training(run, "dalle", config, recipe, notes, model=model, optimiser=optimiser)
-    losses = compiled(run, "dalle", recipe, lambda text, codes: dalle_loss(*model(text, codes), text, codes, recipe.text_loss_weight))
+    losses = compiled(run, "dalle", lambda text, codes: dalle_loss(*model(text, codes), text, codes, recipe.text_loss_weight))
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "dalle", step))
         set_learning_rate(optimiser, done, recipe)
@@ -177,7 +181,8 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         text = encode(images.texts(indices, torch.default_generator)).to(run.device)         # (b t)
         text = drop_captions(text, empty, recipe.caption_dropout)
-        targets = codes[indices].long().to(run.device)                                       # (b n)
+        copy = torch.randint(len(codes), (len(indices),)) if recipe.shift else 0
+        targets = codes[copy, indices].long().to(run.device)                                 # (b n)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             loss, text_loss, image_loss = losses(text, targets)
@@ -250,7 +255,6 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     torch.manual_seed(stable_seed(run.job.seed, "decoder"))
     model = Decoder(config).to(run.device, memory_format=torch.channels_last)
     model.standardise.fit(embeddings)
-    empty = (model.empty,)
     optimiser = Muon(model, [model.condition, model.levels, model.middle], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     pixels = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
     print(f"decoder: expect a first loss of about {unclip.expected_loss(pixels):.3f}, that of a gray image")
@@ -259,14 +263,14 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     precision = choose_precision(run, "decoder", model, lambda: model(pixels, torch.rand(len(z)).to(z), z).float().square().mean())
     notes = {"precision": precision, "clip": fingerprint(clip)}
     training = Training(run, "decoder", config, recipe, notes, model=model, optimiser=optimiser)
-    denoise = compiled(run, "decoder", recipe, model)
+    denoise = compiled(run, "decoder", model)
     for step, done in training.steps():
         torch.manual_seed(stable_seed(run.job.seed, "decoder", step))
         set_learning_rate(optimiser, done, recipe)
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
-        condition = unclip.drop_condition((embeddings[indices].to(run.device),), empty, recipe.embedding_dropout)
+        condition = unclip.drop_condition((embeddings[indices].to(run.device),), (model.empty,), recipe.embedding_dropout)
         t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import data
 from minclip import Tokenizer
@@ -14,6 +15,7 @@ from .recipes import CLIPRecipe
 from .runs import Run
 
 LONGEST = 77  # most tokens in a caption, as in the published CLIP
+FEW = 10_000  # pictures; on more, a model of these sizes learns none by heart
 SHOWN = 20  # skipped pictures that are named; all are counted
 
 
@@ -72,6 +74,16 @@ def without_look_alikes(run: Run, captions: list[str], recipe: CLIPRecipe) -> CL
         print("clip: the captions hardly share words, so no batch holds look-alikes")
         return dataclasses.replace(recipe, look_alikes=1.0)
     return recipe
+
+
+def settle_shift(run: Run, images: data.Dataset, image_size: int, recipe: Any) -> Any:
+    """Decide by how much training pictures move, unless --shift is typed: few pictures would be learned by heart."""
+    if recipe.shift is not None:
+        return recipe
+    few = run.job.data != "shapes" and len(images) < FEW and not run.job.overfit
+    if few:
+        print(f"{len(images):,} pictures are few: they are moved at random by up to {image_size // 16} pixels")
+    return dataclasses.replace(recipe, shift=image_size // 16 if few else 0)
 
 
 def distinct(*sets: data.Dataset) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import data
 
 from .pictures import Progress
+from .training import shifted
 
 LARGEST_SIDE = 32  # larger pictures are scaled down: the kind of thing shows, and a minute is enough
 SHIFT = 2  # pixels by which training pictures move
@@ -62,14 +63,6 @@ class Classifier(nn.Module):
         return [self.classes[i] for i in self(images).argmax(dim=1).tolist()]
 
 
-def shift(images: Tensor, most: int) -> Tensor:
-    """Move each image (b 3 h w) by up to `most` pixels both ways, at random; its border is repeated."""
-    h, w = images.shape[-2:]
-    padded = F.pad(images, [most] * 4, mode="replicate")
-    corners = torch.randint(2 * most + 1, (len(images), 2)).tolist()
-    return torch.stack([image[:, y : y + h, x : x + w] for image, (y, x) in zip(padded, corners)])
-
-
 def train_classifier(images: data.Dataset, classes: list[str], seed: int, seconds: float, device: str = "cpu") -> Classifier:
     """Train on true pictures for so many seconds, at most MOST_STEPS steps -> the classifier, in eval mode.
 
@@ -86,7 +79,7 @@ def train_classifier(images: data.Dataset, classes: list[str], seed: int, second
         start, step, done, progress = time.monotonic(), 0, 0.0, Progress("training the classifier")
         while done < 1:
             indices = torch.randint(len(images), (BATCH_SIZE,))
-            pictures = shift(resize(images.batch(indices), model.side), SHIFT).to(device)
+            pictures = shifted(resize(images.batch(indices), model.side), SHIFT).to(device)
             labels = torch.tensor([number[images.captions[i][0]] for i in indices.tolist()], device=device)
             loss = F.cross_entropy(model(pictures), labels)
             optimiser.zero_grad()

@@ -19,8 +19,9 @@ from .pictures import Progress, read_images
 class Drawing(Options):
     """How DALL·E draws codes.
 
-    It takes the two likeliest, at temperature 1. More draw ragged outlines. At a lower temperature small objects go missing:
-    at each single place the background is likelier than the beginning of an object.
+    On the shapes world it takes the two likeliest, at temperature 1. More draw ragged outlines. At a lower temperature small
+    objects go missing: at each single place the background is likelier than the beginning of an object. On other pictures two
+    are too few: drawings of a class look alike (docs/results.md).
     """
 
     temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)
@@ -29,12 +30,15 @@ class Drawing(Options):
     guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model")
 
 
+PICTURES_DRAWING = Drawing(top_k=8)
 MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)  # its README's; it never saw an empty caption, which guidance needs
 
 
 def drawing(models: Models, **typed: Any) -> Drawing:
-    """Return how to draw: what was typed, and for the rest what suits our own DALL·E, or minDALL-E."""
-    return replace(Drawing() if models.checkpoint("dalle") else MINDALLE_DRAWING, **typed)
+    """Return how to draw: what was typed, and for the rest what suits our own DALL·E and its pictures, or minDALL-E."""
+    checkpoint = models.checkpoint("dalle")
+    shapes = checkpoint.get("job", checkpoint).get("data") == "shapes"
+    return replace(Drawing() if shapes else PICTURES_DRAWING if checkpoint else MINDALLE_DRAWING, **typed)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import minvqgan
 
 from . import scores
 from .captions import held_out_images
-from .drawing import Drawing, generate_images
+from .drawing import drawing, generate_images
 from .guiding import Guiding, guide_and_write
 from .models import Models, reconstruct
 from .pictures import Output, reconstruction_sheet, to_pil
@@ -40,9 +40,9 @@ def finish_all(run: Run, prompt: str = "a large red circle") -> None:
     Output(folder / "reconstruct", "reconstruct", 16).write(
         to_pil(redrawn), [entry | {"psnr": value} for entry, value in zip(entries, psnr)], sheet=sheet)
 
-    drawn, _ = generate_images(models, captions, Drawing(), seed)
+    drawn, _ = generate_images(models, captions, drawing(models), seed)
     Output(folder / "dalle", "dalle", 16).write(to_pil(drawn), entries)
     if scenes:
         output = Output(folder / "guide", "guide", 1)
         guide_and_write(models, output, prompt, minvqgan.parse_prompts(prompt), models.embed_text([prompt]), Guiding(), seed)
-        scores.score(models, Drawing(), seed=seed)
+        scores.score(models, drawing(models), seed=seed)

@@ -39,8 +39,7 @@ class Job(Options):
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     precision: str = option("auto", "auto measures in which this machine is faster", choices=["auto", "bf16", "fp32"])
-    compile: str = option("auto", "whether torch.compile speeds up the loss; auto: in a training of minutes that earns its time back",
-                          choices=["auto", "on", "off"])
+    compile: bool = option(False, "fuse the loss of DALL·E and of the decoder with torch.compile: faster on some machines")
     model: str | None = None                                   # a model, or one of JOBS
     flags: dict[str, Fields] = field(default_factory=dict)     # model -> the fields of its config and recipe that were typed
 
@@ -152,7 +151,7 @@ def resumed(job: Job, saved: Job, typed: Fields) -> Job:
             fields |= {name: value for name, value in job.flags.get(model, {}).items() if name == "steps"}
         print("training now ends after " + (f"{minutes:g} minutes" if minutes else "the steps that were typed"))
     return dataclasses.replace(saved, run=str(job.folder), resume=True, device=job.device, minutes=minutes, flags=flags,
-                               precision=typed.get("precision", saved.precision), compile=typed.get("compile", saved.compile))
+                               precision=typed.get("precision", saved.precision), compile=job.compile or saved.compile)
 
 
 def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ import minvqgan
 from .errors import InputError
 from .flags import command
 from .pictures import Progress, read_images
+from .training import shifted
 
 PACKAGES = {"clip": minclip, "vqgan": minvqgan, "dalle": mindalle, "prior": mindalle.unclip, "decoder": mindalle.unclip}
 
@@ -32,14 +33,22 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+COPIES = 8  # of each picture, where they are moved: the first as it is
+
+
 @torch.no_grad()
-def encode_all(vqgan: minvqgan.VQGAN, images: data.Dataset, device: str) -> Tensor:
-    """Compute the codes of all images once, int32 (images n): DALL·E trains on them and never sees pixels."""
-    codes = torch.empty(len(images), vqgan.config.grid**2, dtype=torch.int32)
-    progress = Progress("encoding pictures")
-    for indices in torch.arange(len(images)).split(64):
-        progress(int(indices[0]), len(images))
-        codes[indices] = rearrange(vqgan.encode(images.batch(indices).to(device)), "b g1 g2 -> b (g1 g2)").int().cpu()
+def encode_all(vqgan: minvqgan.VQGAN, images: data.Dataset, device: str, shift: int = 0) -> Tensor:
+    """Compute the codes of all images, int32 (copies images n): DALL·E trains on them and never sees pixels.
+
+    Moved by up to `shift` pixels, an image has other codes altogether, so several copies of it are hard to learn by heart.
+    """
+    copies, generator = COPIES if shift else 1, torch.Generator().manual_seed(0)
+    codes, progress = torch.empty(copies, len(images), vqgan.config.grid**2, dtype=torch.int32), Progress("encoding pictures")
+    for copy in range(copies):
+        for indices in torch.arange(len(images)).split(64):
+            progress(copy * len(images) + int(indices[0]), copies * len(images))
+            pixels = shifted(images.batch(indices), shift if copy else 0, generator).to(device)
+            codes[copy, indices] = rearrange(vqgan.encode(pixels), "b g1 g2 -> b (g1 g2)").int().cpu()
     if not 0 <= codes.min() <= codes.max() < vqgan.config.codebook_size:
         raise ValueError(f"the quantiser gives codes from {codes.min()} to {codes.max()}, of {vqgan.config.codebook_size}")
     return codes

@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -47,6 +48,16 @@ def random_batch(count: int, batch_size: int, overfit: bool = False) -> Tensor:
     if overfit:
         return torch.arange(min(count, batch_size))
     return torch.randperm(count)[:batch_size] if count >= batch_size else torch.randint(count, (batch_size,))
+
+
+def shifted(images: Tensor, most: int, generator: torch.Generator | None = None) -> Tensor:
+    """Move each image (b 3 h w) by up to `most` pixels both ways, at random; its border is repeated -> (b 3 h w)."""
+    if not most:
+        return images
+    h, w = images.shape[-2:]
+    padded = F.pad(images, [most] * 4, mode="replicate")
+    corners = torch.randint(2 * most + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([image[:, y : y + h, x : x + w] for image, (y, x) in zip(padded, corners)])
 
 
 class Training:

@@ -1,6 +1,6 @@
 """Learn one embedding space for images and captions from pairs of them [CLIP, Radford et al. 2021]."""
 
-from .batches import look_alikes
+from .batches import LookAlikes
 from .errors import InputError
 from .loss import LOSSES, accumulated_backward, same_caption, sigmoid_loss, softmax_loss
 from .model import CLIP, CLIPConfig
@@ -12,7 +12,7 @@ from .tokenizer import Tokenizer, normalise
 __all__ = [
     "CLIP", "CLIPConfig", "load", "PRESETS", "preprocess",
     "Tokenizer", "normalise",
-    "LOSSES", "softmax_loss", "sigmoid_loss", "same_caption", "accumulated_backward", "look_alikes",
+    "LOSSES", "softmax_loss", "sigmoid_loss", "same_caption", "accumulated_backward", "LookAlikes",
     "TEMPLATES", "class_embeddings", "classify", "search", "recall_at_k",
     "InputError",
 ]

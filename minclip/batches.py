@@ -20,25 +20,35 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-POOL = 2**13  # captions among which look-alikes are sought: all that 2 ms allow
+POOL = 2**16  # captions among which look-alikes are sought, so that a step costs the same on a data set of any size
 
 
-def look_alikes(texts: Tensor, batch_size: int, group: int) -> Tensor:
-    """Draw a batch in groups, each a random caption and those that share most of its tokens.
+class LookAlikes:
+    """Draw batches in groups, each a random caption and those that share most of its tokens.
 
-    texts (n t) int64, a row of ids per caption -> indices (b) int64, group after group. Captions equal to the first of
-    their group are left out: they are positives, not negatives.
+    texts (n t) int64: a row of ids for each image, its caption
     """
-    pool = torch.randperm(len(texts))[:POOL]
-    texts, group = texts[pool], min(group, batch_size)                                          # (n t)
-    first = texts[: math.ceil(batch_size / group)]                                              # (k t) k groups
-    has_token = torch.zeros(int(texts.max()) + 1, len(first))                                   # (v k)
-    has_token[first, rearrange(torch.arange(len(first)), "k -> k 1")] = 1
-    shared = F.embedding_bag(texts, has_token, mode="sum")                                      # (n k) tokens in common
-    shared += torch.rand(len(texts), 1)  # breaks ties at random
-    # equal captions have equal hashes; comparing all their tokens instead took 40 times as long
-    hashes = (texts * torch.randint(2**40, texts.shape[1:])).sum(dim=1)                         # (n)
-    equal = rearrange(hashes[: len(first)], "k -> k 1") == hashes                               # (k n)
-    nearest = rearrange(shared, "n k -> k n").masked_fill(equal, -1).topk(group - 1, dim=1).indices
-    chosen = torch.cat([rearrange(torch.arange(len(first)), "k -> k 1"), nearest], dim=1)       # (k group)
-    return pool[rearrange(chosen, "k group -> (k group)")][:batch_size]
+
+    def __init__(self, texts: Tensor):
+        self.texts, self.caption = texts.unique(dim=0, return_inverse=True)                     # (u t) different ones, (n)
+
+    def draw(self, batch_size: int, group: int) -> Tensor:
+        """Draw images -> indices (b) int64, group after group.
+
+        No caption occurs twice in a group: equal ones are positives, not negatives. Where there are too few captions to fill
+        the groups, the batch is smaller.
+        """
+        pool = torch.randperm(len(self.texts))[:POOL]                                           # (p)
+        group = min(group, batch_size, len(pool))
+        order = torch.randperm(len(self.caption))                                               # (n)
+        first = self.caption[order[: math.ceil(batch_size / group)]]                            # (k) a caption for each group
+        has_token = torch.zeros(int(self.texts.max()) + 1, len(first))                          # (v k)
+        has_token[self.texts[first], rearrange(torch.arange(len(first)), "k -> k 1")] = 1
+        shared = F.embedding_bag(self.texts[pool], has_token, mode="sum")                       # (p k) tokens in common
+        shared += torch.rand(len(pool), 1)  # breaks ties at random
+        first = rearrange(first, "k -> k 1")
+        shared = rearrange(shared, "p k -> k p").masked_fill(pool == first, -1)
+        nearest = pool[shared.topk(group - 1, dim=1).indices]                                   # (k group-1)
+        captions = rearrange(torch.cat([first, nearest], dim=1), "k group -> (k group)")
+        image = torch.empty(len(self.texts), dtype=torch.long).scatter_(0, self.caption[order], order)  # a random one of each
+        return image[captions[:batch_size]]

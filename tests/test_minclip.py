@@ -722,19 +722,29 @@ def test_one_batch_is_learnt_by_heart(model, images, ids):
 
 def test_a_batch_of_look_alikes_holds_captions_that_differ_in_little_and_are_not_the_same():
     texts = torch.tensor([[1, colour, shape, place] for colour in (2, 3, 4, 5) for shape in (6, 7, 8, 9) for place in (10, 11)] * 3)
-    batch = texts[minclip.look_alikes(texts, 20, group=5)]
+    batch = texts[minclip.LookAlikes(texts).draw(20, group=5)]
     assert batch.shape == (20, 4)
     for first, *others in batch.split(5):
         for other in others:
             assert (other == first).sum() == 3  # one word of three is another, and the start is shared
-    everyone = torch.cat([texts[minclip.look_alikes(texts, 20, group=5)] for _ in range(50)])
+    everyone = torch.cat([texts[minclip.LookAlikes(texts).draw(20, group=5)] for _ in range(50)])
     assert len(everyone.unique(dim=0)) == 32
 
 
 def test_a_batch_of_look_alikes_sets_a_caption_beside_the_same_words_in_another_order():
     texts = torch.tensor([[1, a, 9, b] for a in range(2, 9) for b in range(2, 9) if a != b])  # a above b
-    for first, second in texts[minclip.look_alikes(texts, 20, group=2)].split(2):
+    for first, second in texts[minclip.LookAlikes(texts).draw(20, group=2)].split(2):
         assert first.tolist() == second[[0, 3, 2, 1]].tolist()
+
+
+def test_look_alikes_are_images_of_all_captions_and_fewer_where_captions_are_few():
+    texts = torch.tensor([[1, caption] for caption in (2, 2, 2, 3, 4)])
+    look_alikes, drawn = minclip.LookAlikes(texts), []
+    for _ in range(60):
+        batch = look_alikes.draw(6, group=2)
+        assert all(first.ne(second).any() for first, second in texts[batch].split(2))
+        drawn += batch.tolist()
+    assert set(drawn) == {0, 1, 2, 3, 4} and len(look_alikes.draw(100, group=50)) <= 100
 
 
 # ---- Retrieval -----------------------------------------------------------------------------------
@@ -795,7 +805,7 @@ def test_nothing_changes_its_inputs(model, images, ids, tokenizer):
     for objective in LOSSES.values():
         objective.loss(model.logits(image, text), same)
     minclip.accumulated_backward(model, images, ids, 3, same)
-    minclip.look_alikes(ids, 8, 4)
+    minclip.LookAlikes(ids).draw(8, 4)
     minclip.recall_at_k(image, text, 2, same)
     minclip.search(image[0], text, 2)
     minclip.classify(model, images, text)

@@ -237,10 +237,12 @@ def test_published_weights_see_pictures_as_they_were_trained_to_and_our_own_as_t
     assert theirs[0, :, 0, 0].tolist() == [1, -1, -1] and ours[0, :, 0, 0].tolist() == [1, 1, 1]
 
 
-def test_drawing_defaults_are_minDALL_Es_for_minDALL_E_and_what_is_typed_always_wins(published, trained):
+def test_drawing_defaults_follow_the_model_and_its_pictures_and_what_is_typed_always_wins(published, trained, monkeypatch):
     theirs, ours = Models(trained, "cpu", dalle=published / "1.3B"), Models(trained, "cpu")
     assert drawing(theirs, temperature=0.3) == Drawing(temperature=0.3, top_k=256, top_p=1.0, guidance=1.0)
-    assert drawing(ours, temperature=0.3) == Drawing(temperature=0.3, top_k=2, top_p=1.0, guidance=1.5)
+    assert drawing(ours, temperature=0.3) == Drawing(temperature=0.3, top_k=8, top_p=1.0, guidance=1.5)
+    monkeypatch.setattr(ours, "checkpoint", lambda name: {"job": {"data": "shapes"}})
+    assert drawing(ours) == Drawing(temperature=1.0, top_k=2, top_p=1.0, guidance=1.5)
 
 
 def test_guide_starts_blank_with_noise_under_our_own_clip_and_as_published_under_another_and_takes_what_was_typed(published, trained):

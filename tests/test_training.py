@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 import train
-from common import precision, training
+import data
+from common import captions, precision, training
 from common.errors import InputError
 from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.jobs import Budget, Job
+from common.models import COPIES
 from common.muon import Muon, orthogonalise
 from common.recipes import fitting
 from mindalle.unclip import DecoderConfig
@@ -78,12 +80,12 @@ def test_the_rate_rises_over_a_twentieth_of_the_training_and_falls_along_a_line_
 
 
 def test_clip_turns_to_look_alikes_after_its_share_of_the_training_and_muon_moves_its_stem(folder, tmp_path, monkeypatch):
-    look_alikes, muon, batches, hidden = train.look_alikes, train.Muon, [], []
-    monkeypatch.setattr(train, "look_alikes", lambda *args: batches.append(args) or look_alikes(*args))
+    draw, muon, batches, hidden = train.LookAlikes.draw, train.Muon, [], []
+    monkeypatch.setattr(train.LookAlikes, "draw", lambda self, *args: batches.append(args) or draw(self, *args))
     monkeypatch.setattr(train, "Muon", lambda model, inside, *args, **kwargs: hidden.extend(inside) or muon(model, inside, *args, **kwargs))
     options = "--steps 4 --look-alikes 0.5 --look-alike-group 3 --batch-size 8 --stem-width 8".split()
     trains("clip", "--data", folder, "--run", tmp_path, *options)
-    assert len(batches) == 2 and batches[0][1:] == (8, 3)  # of four steps
+    assert batches == [(8, 3)] * 2  # of four steps
     stem = [weight for part in hidden for weight in part.parameters() if weight.ndim == 4]
     assert len(stem) == 2  # all three convolutions but the first, which reads pixels
 
@@ -152,15 +154,46 @@ def test_a_job_of_several_models_takes_minutes_unless_minutes_or_steps_are_typed
     assert minutes() == train.jobs.MINUTES[job] and minutes("--minutes", "3") == 3 and minutes("--steps", "5") is None
 
 
-def test_a_training_of_minutes_is_compiled_where_it_is_long_enough_and_one_of_steps_never_is(monkeypatch, capsys):
+@pytest.mark.parametrize("typed, shift", [({}, 2), ({"shift": 0}, 0), ({"shift": 3}, 3)])
+def test_few_pictures_are_moved_at_random_and_the_checkpoint_says_by_how_much(folder, tmp_path, typed, shift):
+    words = [word for name, value in typed.items() for word in (f"--{name}", value)]
+    trains("vqgan", "--data", folder, "--run", tmp_path, "--steps", 1, *words, *TINY["vqgan"].split())
+    assert torch.load(tmp_path / "vqgan.pt", weights_only=True)["recipe"]["shift"] == shift
+
+
+def test_the_shapes_world_is_never_moved_and_neither_are_many_pictures_or_the_batch_to_overfit(tmp_path):
+    def shift(job, count):
+        return captions.settle_shift(SimpleNamespace(job=job), range(count), 64, train.VQGANRecipe()).shift
+
+    assert shift(Job(data="emoji"), 1000) == 4
+    assert shift(Job(), 1000) == shift(Job(data="emoji"), captions.FEW) == shift(Job(data="emoji", overfit=True), 1000) == 0
+
+
+def test_a_moved_image_is_the_image_elsewhere_with_its_border_repeated():
+    image = torch.arange(2 * 3 * 8 * 8.0).reshape(2, 3, 8, 8)
+    assert training.shifted(image, 0) is image
+    generator, found = torch.Generator().manual_seed(0), set()
+    for _ in range(100):
+        for one, moved in zip(image, training.shifted(image, 1, generator)):
+            places = [(y, x) for y in (0, 1, 2) for x in (0, 1, 2)
+                      if moved.equal(torch.nn.functional.pad(one[None], [1] * 4, mode="replicate")[0, :, y : y + 8, x : x + 8])]
+            assert len(places) == 1
+            found.add(places[0])
+    assert len(found) == 9
+
+
+def test_dalle_learns_the_codes_of_several_moved_copies_the_first_of_them_not_moved(folder):
+    model = train.VQGAN(train.VQGANConfig(channels=8, z_channels=8)).eval()
+    images = data.load(folder, 32)
+    codes, plain = train.encode_all(model, images, "cpu", 4), train.encode_all(model, images, "cpu")
+    assert plain.shape == (1, len(images), 64) and codes.shape == (COPIES, len(images), 64)
+    assert codes[0].equal(plain[0]) and all((copy != plain[0]).float().mean() > 0.2 for copy in codes[1:])
+
+
+def test_a_loss_is_compiled_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda loss, dynamic: lambda x: loss(x) + 0.5)
-
-    def result(job=None, **settings):
-        run = SimpleNamespace(job=Job(model=job, **settings), state=lambda name: None)
-        return precision.compiled(run, "dalle", train.DALLERecipe(), lambda x: x)(1)
-
-    assert result(minutes=9) == result("dalle", minutes=4) == result("dalle", compile="on") == 1.5
-    assert result("dalle", minutes=2) == result("dalle") == result(minutes=9, compile="off") == 1
+    for asked, result in ((True, 1.5), (False, 1)):
+        assert precision.compiled(SimpleNamespace(job=Job(compile=asked)), "dalle", lambda x: x)(1) == result
 
 
 def test_a_compiler_that_fails_costs_a_line_and_an_error_of_the_loss_itself_is_raised(monkeypatch, capsys):
@@ -168,8 +201,7 @@ def test_a_compiler_that_fails_costs_a_line_and_an_error_of_the_loss_itself_is_r
         raise RuntimeError("no compiler found")
 
     monkeypatch.setattr(torch, "compile", lambda loss, dynamic: broken)
-    run = SimpleNamespace(job=Job(compile="on", model="dalle"))
-    loss = precision.compiled(run, "dalle", train.DALLERecipe(), lambda x: 1 / x)
+    loss = precision.compiled(SimpleNamespace(job=Job(compile=True)), "dalle", lambda x: 1 / x)
     assert loss(2) == loss(2) == 0.5
     assert capsys.readouterr().out.count("torch.compile failed (RuntimeError)") == 1
     with pytest.raises(ZeroDivisionError):
@@ -231,8 +263,8 @@ def test_the_main_job_trains_all_models_with_flags_of_each_and_ends_in_pictures_
     monkeypatch.setattr(train.finish.__globals__["scores"], "score", lambda models, how, seed: whole(models, how, 16, 2, 2, seed))
     trains("--run", tmp_path, "--steps", 1, "--image-size", 64, "--clip.scenes", 64, "--vqgan.scenes", 64, "--dalle.scenes", 64, *TINY_JOB.split())
     clip, vqgan, dalle = (torch.load(tmp_path / f"{model}.pt", weights_only=True)["config"] for model in TINY)
-    assert clip["image_size"] == vqgan["image_size"] == 64 and clip["patch_size"] == 16 and vqgan["multipliers"] == (1, 2, 4, 4)
-    assert dalle["grid"] == 8 and dalle["width"] == 32
+    assert clip["image_size"] == vqgan["image_size"] == 64 and clip["patch_size"] == 16 and vqgan["multipliers"] == (1, 2, 8)
+    assert dalle["grid"] == 16 and dalle["width"] == 32
     for place in ("originals", "reconstruct", "dalle", "guide"):
         assert (tmp_path / "samples" / place / "sheet.png").exists()
     assert "match novel" in (tmp_path / "scores.json").read_text()
@@ -242,13 +274,13 @@ def test_the_main_job_trains_all_models_with_flags_of_each_and_ends_in_pictures_
 def test_the_shape_of_each_model_follows_from_the_side_of_the_pictures(side):
     clip, vqgan, decoder = (config(**{"image_size": side} | fitting(model, side)) for model, config in (
         ("clip", CLIPConfig), ("vqgan", VQGANConfig), ("decoder", DecoderConfig)))
-    assert 16 <= (clip.image_size // clip.patch_size) ** 2 <= 144 and 49 <= vqgan.grid**2 <= 144 and decoder.grid <= 16
+    assert 16 <= (clip.image_size // clip.patch_size) ** 2 <= 144 and 49 <= vqgan.grid**2 <= 256 and decoder.grid <= 16
     if side == 32:
         assert (clip, vqgan, decoder) == (CLIPConfig(), VQGANConfig(), DecoderConfig())
 
 
 def test_a_side_that_cannot_be_halved_is_refused_with_the_next_that_can(tmp_path):
-    assert "image_size 50 cannot be halved 3 times: choose 48 or 56" in refused("train", "--image-size", 50, "--run", tmp_path)
+    assert "image_size 50 cannot be halved 2 times: choose 48 or 52" in refused("train", "--image-size", 50, "--run", tmp_path)
     assert "cannot be halved" in refused("train", "vqgan", "--image-size", 31, "--run", tmp_path)
 
 

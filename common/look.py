@@ -47,11 +47,7 @@ def look(folder: str, how: Look) -> None:
     say("split", f"{split}, {'as the folder says' if own else 'a twentieth by a hash of the names'}")
     say("captions", captions)
     say("tokens", tokens(train, held_out))
-    shared = [caption for caption, count in Counter(c for s in (train, held_out) for texts in s.captions for c in texts).items() if count > 1]
-    say("repeated", f"{len(shared):,} captions have several images" + (f", as {shared[0]!r}" if shared else ""))
-    alike = [set_.name(i) for set_ in (train, held_out) for i in range(len(set_)) if len(set_.answers[i]) > len(set_.captions[i])]
-    if alike:
-        say("look alike", f"{len(alike):,} images look like others under other captions, first {', '.join(alike[:3])}")
+    say("repeated", repeated(train, held_out))
     say("sizes", sizes(collection))
     skipped = train.skipped + [line for line in held_out.skipped if line not in train.skipped]
     say("skipped", f"{len(skipped):,}")
@@ -64,6 +60,15 @@ def look(folder: str, how: Look) -> None:
 
 def say(what: str, text: str) -> None:
     print(f"{what:12} {text}", flush=True)
+
+
+def repeated(*sets: data.Dataset) -> str:
+    """Say which captions have several images, and which images look like others that have other captions."""
+    counts = Counter(caption for images in sets for captions in images.captions for caption in captions)
+    shared = [caption for caption, count in counts.items() if count > 1]
+    alike = [images.name(i) for images in sets for i in range(len(images)) if len(images.answers[i]) > len(images.captions[i])]
+    return (f"captions with several images: {len(shared):,}" + (f", first {shared[0]!r}" if shared else "")
+            + f"; images that look like others with other captions: {len(alike):,}" + (f", first {alike[0]}" if alike else ""))
 
 
 def tokens(*sets: data.Dataset) -> str:

@@ -22,6 +22,7 @@ from .errors import InputError
 from .tables import as_texts
 from .tree import Found, Tree, class_captions, split_of_name, unreadable
 
+
 def from_arrays(path: Path, part: str, array: np.ndarray, captions: Sequence[list[str]], split: str | None) -> list[Picture]:
     """Make pictures of an array of them, uint8 (n h w) or (n h w 3), and n lists of captions. part: what names call it."""
     if len(array) != len(captions):

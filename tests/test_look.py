@@ -1,0 +1,77 @@
+"""`python -m data DIR`: what it says about a folder before anything is trained."""
+
+import contextlib
+import io
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import data
+from common import look
+from conftest import ROOT
+
+
+def said(*words) -> dict[str, str]:
+    """Run it, and return its lines by their first word."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        look.main([*map(str, words)])
+    lines = [line for line in printed.getvalue().splitlines() if line[0] != " "]
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Class folders: 30 cats of 8 x 8, 30 dogs of 20 x 10, one dog that looks like a cat, one that cannot be read, a stray file."""
+    for i in range(30):
+        for name, size in (("cat", (8, 8)), ("dog", (20, 10))):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", size, (8 * i, 0, 200 * (name == "cat"))).save(tmp_path / name / f"{i}.png")
+    Image.new("RGB", (8, 8), (0, 0, 200)).save(tmp_path / "dog" / "cat.png")
+    (tmp_path / "dog" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "readme.md").write_text("pets")
+    return tmp_path
+
+
+def test_it_says_what_was_recognised_how_much_there_is_and_what_is_left_out(pets, tmp_path):
+    lines = said(pets, "--out", tmp_path / "looks")
+    assert lines["recognised"] == "class folders: 62 images, 62 captions; left out: 1 other suffix"
+    counts = [int(words.split()[0]) for words in lines["split"].split(", ")[:2]]
+    assert sum(counts) == 61 and lines["split"].endswith("a twentieth by a hash of the names")
+    assert lines["captions"].startswith("2 different captions, of 1 words")
+    assert lines["sizes"] == "short side 8 to 10, half of them up to 8; most frequent 8 x 8, 31 times"
+    assert lines["skipped"] == "1"
+    with Image.open(tmp_path / "looks" / "sheet.png") as sheet:
+        assert sheet.width > 8 * 128
+
+
+def test_it_names_captions_of_several_images_and_images_that_look_alike(pets, tmp_path):
+    line = said(pets, "--out", tmp_path / "looks")["repeated"]
+    assert line.startswith("captions with several images: 2, first") and "look like others with other captions: 2, first" in line
+
+
+def test_it_counts_the_captions_that_are_too_long_for_a_model(tmp_path):
+    for i, words in enumerate((3, 200)):
+        Image.new("RGB", (8, 8), (100 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(" ".join(f"word{i}{k}" for k in range(words)))
+    assert "so train.py refuses 1 captions, or cuts them with --truncate" in said(tmp_path, "--out", tmp_path / "looks")["tokens"]
+
+
+def test_it_is_a_command_of_the_package_and_refuses_in_one_line(tmp_path):
+    result = subprocess.run([sys.executable, "-m", "data", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "is not a folder" in result.stderr
+
+
+@pytest.mark.parametrize("words, message", [(["--layout", "tarr"], "no layout 'tarr'"), (["--image-size", 50], "cannot be halved")])
+def test_a_layout_or_a_size_that_cannot_be_is_refused(pets, words, message):
+    with pytest.raises(ValueError, match=message):
+        said(pets, *words)
+
+
+def test_images_that_look_the_same_are_right_for_the_captions_of_both(pets):
+    images = data.load(pets, 8)
+    names = [images.name(i).removeprefix(f"{pets}/") for i in range(len(images))]
+    twins = [names.index("cat/0.png"), names.index("dog/cat.png"), names.index("dog/1.png")]
+    assert images.right(twins, ["cat", "dog"]).tolist() == [[True, True], [True, True], [False, True]]

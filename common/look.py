@@ -11,7 +11,7 @@ import data
 from minclip import Tokenizer
 
 from .captions import LONGEST, SHOWN, batches, describe, distinct
-from .errors import InputError, one_line_errors
+from .errors import one_line_errors
 from .flags import Options, Parser, add_fields, option, typed_fields
 from .pictures import Output, Progress, contact_sheet, to_pil
 from .recipes import fitting
@@ -89,7 +89,7 @@ def sizes(collection: data.Collection) -> str:
         try:
             with data.open_image(picture.source) as image:
                 found[image.size] += 1
-        except InputError:  # counted as skipped
+        except data.InputError:  # counted as skipped
             continue
     (width, height), count = found.most_common(1)[0]
     shorts = sorted(min(size) for size in found.elements())

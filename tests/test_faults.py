@@ -175,10 +175,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_no_half_file_and_says_so(fo
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files as Unix does")
-@pytest.mark.parametrize("room", [85_000, 100_000])
-def test_a_checkpoint_that_cannot_be_written_whole_is_reported_as_torch_itself_meets_it(folder, tmp_path, room):
+def test_a_checkpoint_that_cannot_be_written_whole_is_reported_as_torch_itself_meets_it(folder, tmp_path):
     code = ("import resource, signal, sys, train; from common.errors import one_line_errors; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); one_line_errors(lambda: train.main(sys.argv[1:]))")
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); one_line_errors(lambda: train.main(sys.argv[1:]))")
     words = ["clip", "--data", folder, "--run", tmp_path, "--steps", 1, "--device", "cpu", *CLIP]
     result = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and "clip.pt could not be written" in result.stderr and len(result.stderr.splitlines()) == 1

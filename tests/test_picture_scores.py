@@ -142,14 +142,6 @@ def test_the_classifier_stops_when_its_time_is_over(monkeypatch):
     assert next(ticks) == 4  # the start, and one look after each of three steps
 
 
-def test_a_shift_moves_pictures_each_by_its_own_and_repeats_their_border():
-    images = torch.arange(16.0).expand(64, 3, 16, 16)  # brightness is the column
-    moved = classifier.shift(images, 2)
-    steps = moved[:, 0, 8, 8] - 8
-    assert set(steps.tolist()) == {-2, -1, 0, 1, 2}
-    assert torch.equal(moved[:, 0, 0], (torch.arange(16.0) + steps[:, None]).clamp(0, 15))
-
-
 # ---- Two sets ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, features
 
 import data
 from data import decoding
-from data.collection import File, Picture, Pixels, Slice
+from data.collection import Picture, Pixels, Slice
 from data.pictures import SUFFIXES, square
 
 ROOT = Path(__file__).parent.parent

@@ -57,7 +57,7 @@ def describe(images: data.Dataset, unseen: data.Dataset) -> list[str]:
     both = " (the same, as they are so few)" if len(images) == len(unseen) < 20 else ""
     captions = distinct(images, unseen)
     lengths = sorted(len(caption.split()) for caption in captions)
-    words = f"{lengths[0]} to {lengths[-1]} words" if lengths[0] < lengths[-1] else f"{lengths[0]} words"
+    words = f"{lengths[0]} to {lengths[-1]} words" if lengths[0] < lengths[-1] else f"{lengths[0]} word{'s' * (lengths[0] != 1)}"
     equal = sum(len(answers) > len(own) for own, answers in zip(images.captions, images.answers))
     return [f"{len(images):,} images to train on, {len(unseen):,} held out{both}",
             f"{len(captions):,} different captions, of {words}"

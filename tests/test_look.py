@@ -40,7 +40,7 @@ def test_it_says_what_was_recognised_how_much_there_is_and_what_is_left_out(pets
     assert lines["recognised"] == "class folders: 62 images, 62 captions; left out: 1 other suffix"
     counts = [int(words.split()[0]) for words in lines["split"].split(", ")[:2]]
     assert sum(counts) == 61 and lines["split"].endswith("a twentieth by a hash of the names")
-    assert lines["captions"].startswith("2 different captions, of 1 words")
+    assert lines["captions"].startswith("2 different captions, of 1 word")
     assert lines["sizes"] == "short side 8 to 10, half of them up to 8; most frequent 8 x 8, 31 times"
     assert lines["skipped"] == "1"
     with Image.open(tmp_path / "looks" / "sheet.png") as sheet:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import test_mindalle
 import test_minvqgan
 import test_unclip_pretrained
 from common import scores
-from common.drawing import Drawing, drawing, generate_images
+from common.drawing import Drawing, at_once, drawing, generate_images
 from common.guiding import Guiding, guiding
 from common.models import Models
 from conftest import TINY, TINY_ALL, refused, samples, trains
@@ -145,6 +146,32 @@ def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
                    "unclip unseen", "unclip novel reranked", "unclip from the true z_i", "unclip from z_t", "unclip from another's z_i",
                    "variations kept", "variations spread", "inversion 32 steps", "edits eta 1", "interpolation", "unclip 64 pictures"):
         assert figure in printed and any(name.startswith(figure) for name in figures)
+
+
+def test_a_search_survives_a_thread_of_a_picture_a_broken_one_and_a_bomb_under_a_published_clip(published, folder, tmp_path, capsys):
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(folder / name, place)
+    Image.new("RGB", (30_000, 1), "red").save(place / "thread.png")
+    Image.new("1", (20_000, 10_000)).save(place / "bomb.png")
+    (place / "broken.jpg").write_bytes(b"no picture")
+    samples(tmp_path / "none", "search", "a cat", place, "--clip", published / "clip")
+    printed = capsys.readouterr()
+    assert "thread.png" in printed.out and "1.png" in printed.out and "skipped 2 of 5" in printed.err
+
+
+def test_many_captions_are_drawn_as_they_are_together_whatever_fits_in_memory_at_once(trained, monkeypatch):
+    models = Models(trained, "cpu")
+    asked = [f"picture number {i}" for i in range(5)]
+    parts, whole = [], sample.mindalle.generate_steps
+    monkeypatch.setattr(sample.mindalle, "generate_steps", lambda model, text, **how: parts.append(len(text)) or whole(model, text, **how))
+    assert len(generate_images(models, asked, Drawing(temperature=0), 0)[0]) == 5 and parts == [5]
+    together = generate_images(models, asked, Drawing(temperature=0), 0)[1]
+    monkeypatch.setattr(sys.modules["common.drawing"], "at_once", lambda config: 2)
+    assert generate_images(models, asked, Drawing(temperature=0), 0)[1].equal(together) and parts[2:] == [2, 2, 1]
+    large = sample.mindalle.DALLEConfig.mindalle_1_3b()
+    assert at_once(sample.mindalle.DALLEConfig()) == 256 and 1 <= at_once(large) <= 8
 
 
 def test_score_of_a_folder_looks_at_its_held_out_pictures_and_shows_what_is_closest_to_a_drawing(trained, capsys):

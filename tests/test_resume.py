@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import data
+import sample
 import train
 from common import log, precision
 from common.training import Training
@@ -341,3 +342,20 @@ def test_a_held_out_caption_counts_before_the_first_step(tmp_path):
     assert torch.load(tmp_path / "run" / "clip.pt", weights_only=True)["config"]["context_length"] > 16
     (pictures / held_out).with_suffix(".txt").write_text("many words " * 40)
     assert held_out in refused("train", "--data", pictures, "--run", tmp_path / "new")
+
+
+def test_the_layout_of_a_folder_is_part_of_the_run(tmp_path, capsys):
+    for i in range(24):  # class folders with text files: two layouts
+        place = tmp_path / "pictures" / ("cat", "dog")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (6 * i, 0, 0)).save(place / f"{i}.png")
+        (place / f"{i}.txt").write_text(f"picture {i}")
+    words = ["clip", "--data", tmp_path / "pictures", "--run", tmp_path / "run"]
+    trains(*words, "--layout", "classes", "--steps", 1, *TINY["clip"].split())
+    assert "data: class folders" in capsys.readouterr().out and (tmp_path / "run" / "pictures-32.npy").exists()
+    assert "--layout classes, not text" in refused("train", *words, "--layout", "text", "--resume")
+    assert "--layout classes, not text" in refused("train", "vqgan", *words[1:], "--layout", "text")
+    trains("vqgan", *words[1:], "--steps", 1, *TINY["vqgan"].split())  # the others of the run follow
+    assert "data: class folders" in capsys.readouterr().out
+    sample.main(["score", "--run", str(tmp_path / "run"), "--device", "cpu"])
+    assert "among 2 captions" in capsys.readouterr().out

@@ -116,6 +116,8 @@ def test_the_spread_is_how_far_the_centres_of_a_scene_move_whatever_its_colours(
     moved = np.stack([circle(x, background) for background in ((20, 20, 24), (240, 240, 240)) for x in (0.3, 0.7)])
     assert unclip_scores.spread(moved, 2) == pytest.approx(0.2, abs=0.01)
     assert unclip_scores.spread(moved[[0, 0, 3, 3]], 2) == 0  # the two scenes differ, but nothing moves within one
+    grain = np.random.default_rng(0).integers(-6, 7, moved.shape)
+    assert unclip_scores.spread((moved + grain).clip(0, 255).astype(np.uint8), 2) == pytest.approx(0.2, abs=0.01)
 
 
 def test_a_word_changes_in_one_object_and_gives_a_caption():

@@ -146,6 +146,33 @@ def test_a_job_of_several_models_takes_minutes_unless_minutes_or_steps_are_typed
     assert minutes() == train.jobs.MINUTES[job] and minutes("--minutes", "3") == 3 and minutes("--steps", "5") is None
 
 
+def test_look_alikes_are_left_out_where_captions_hardly_share_words_unless_they_are_typed(capsys):
+    def share(texts, **typed):
+        run = SimpleNamespace(job=Job(flags={"clip": typed}))
+        return captions.without_look_alikes(run, texts, train.CLIPRecipe(**typed)).look_alikes
+
+    names, scenes = ["cat", "dog", "cow"], [f"{a} {b} {c}" for a in "abcd" for b in "efgh" for c in "ij"]
+    assert share(names) == 1 and "hardly share words" in capsys.readouterr().out
+    assert share(scenes) == 0.3 and share(names, look_alikes=0.5) == 0.5 and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["clip", "vqgan"])
+def test_every_batch_of_few_pictures_is_moved(folder, tmp_path, monkeypatch, model):
+    moved = []
+    monkeypatch.setattr(train, "shifted", lambda images, most: moved.append(most) or images)
+    trains(model, "--data", folder, "--run", tmp_path, "--steps", 3, *TINY[model].split())
+    assert moved == [2, 2, 2]
+
+
+def test_dalle_learns_from_all_copies(folder, trained, tmp_path, monkeypatch):
+    copy_needs("dalle", trained, tmp_path)
+    monkeypatch.setattr(train, "encode_all", lambda vqgan, images, device, shift: torch.arange(COPIES).reshape(-1, 1, 1).repeat(1, len(images), 64))
+    seen, loss = set(), train.dalle_loss
+    monkeypatch.setattr(train, "dalle_loss", lambda *args: seen.update(args[3].unique().tolist()) or loss(*args))
+    trains("dalle", "--data", folder, "--run", tmp_path, "--steps", 12, *TINY["dalle"].split())
+    assert seen == set(range(COPIES))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_caption_of_another_image_that_is_right_for_this_one_too_counts_as_right(folder, tmp_path, monkeypatch, accumulate):
     seen, everything = [], lambda self, indices, texts: torch.ones(len(texts), len(texts), dtype=torch.bool)

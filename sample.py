@@ -291,7 +291,7 @@ COMMANDS = {
 }
 
 # defaults that depend on the model
-OTHERS = {Drawing: {"on your own pictures": PICTURES_DRAWING, "with minDALL-E": MINDALLE_DRAWING}, Guiding: {"with a published CLIP": PUBLISHED_GUIDING}}
+OTHERS = {Drawing: {"own pictures": PICTURES_DRAWING, "minDALL-E": MINDALLE_DRAWING}, Guiding: {"published CLIP": PUBLISHED_GUIDING}}
 
 
 def parser() -> Parser:

@@ -27,7 +27,8 @@ def load_images(run: Run, image_size: int, count: int | None, split: str = "trai
     if (image_size, count, split) in run.opened:
         return run.opened[image_size, count, split]
     seed = job.seed + (split != "train")  # the held-out scenes are those that `sample.py score` judges
-    images = data.load(job.data, image_size, split, count, seed, Progress("reading pictures"), run.folder, job.layout, job.class_names)
+    images = data.load(job.data, image_size, split, count, seed, Progress("reading pictures"), run.folder, job.layout,
+                       job.class_names)
     if images.about and not run.opened:
         print(f"data: {images.about}", flush=True)
     run.opened[image_size, count, split] = images
@@ -70,7 +71,8 @@ def without_look_alikes(run: Run, captions: list[str], recipe: CLIPRecipe) -> CL
     captions: different ones. They share words if a word is in as many of them, on average, as a group of look-alikes holds.
     """
     uses = [word for caption in captions for word in set(caption.lower().split())]
-    if recipe.look_alikes < 1 and "look_alikes" not in run.job.flags.get("clip", {}) and len(uses) < recipe.look_alike_group * len(set(uses)):
+    shared = len(uses) >= recipe.look_alike_group * len(set(uses))
+    if recipe.look_alikes < 1 and "look_alikes" not in run.job.flags.get("clip", {}) and not shared:
         print("clip: the captions hardly share words, so no batch holds look-alikes")
         return dataclasses.replace(recipe, look_alikes=1.0)
     return recipe

@@ -31,7 +31,7 @@ class Job(Options):
     class_names: tuple[str, ...] = option((), "what the numbers of the classes stand for, where the data set does not say", nargs="+")
     run: str | None = option(None, "folder of the run (default: runs/ and the name of the data)")
     minutes: float | None = option(None, "train for this long; with --steps, until the first of both (default: "
-                                   f"{MINUTES[None]} for the job of all models, {MINUTES['unclip']} for unclip, else the recipe's steps)",
+                                   f"{MINUTES[None]:g} with no model named, {MINUTES['unclip']:g} for unclip, else the recipe's steps)",
                                    least=0.01)
     resume: bool = option(False, "continue the run from its checkpoints, which know all other settings")
     overfit: bool = option(False, "train on one batch over and over: the loss must fall almost to the lowest possible")
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) -
     parser = Parser(prog="python train.py", description=description, parents=[shared],
                     usage=f"python train.py [options] [{' | '.join(names)}] [options]",
                     epilog="To see the options of one model: python train.py clip --help")
-    parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all models")
+    parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all models: patches and levels follow")
     commands = parser.add_subparsers(dest="model", metavar=" | ".join(names), help="what to train; "
                                      f"when left out: {', '.join(JOBS[None])}")
     for job, models in JOBS.items():
@@ -76,7 +76,7 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) -
     for model, (config, recipe, decided) in classes.items():
         alone = commands.add_parser(model, prog=f"python train.py {model}", parents=[shared])
         add_fields(alone, config, without=decided)
-        add_fields(alone, recipe, without=("share",))
+        add_fields(alone, recipe, without=("share", "enough"))
     argv = sys.argv[1:] if argv is None else argv
     check_flags(argv, parser, commands.choices)
     args, flags = parser.parse_args(argv), {}

@@ -130,8 +130,8 @@ def trained_on(models: Models) -> dict[str, Any]:
         job = state.get("job", state)
         sources[name] = {field: job[field] for field in DATA if job.get(field)}
         if "data" not in sources[name] or sources[name] != sources[there[0]]:
-            raise InputError(f"{models.files[name]} was trained on {sources[name].get('data', 'other pictures')}, so there is nothing "
-                             "to score it on: score needs models that train.py trained on one data set")
+            raise InputError(f"{models.files[name]} was trained on {sources[name].get('data', 'other pictures')}, so there is nothing to "
+                             "score it on: score needs models that train.py trained on one data set")
     return sources[there[0]]
 
 

@@ -14,6 +14,7 @@ import train
 import data
 from common import captions, precision, training
 from common.flags import Options, Parser, add_fields, option, typed_fields
+from common.guiding import Guiding
 from common.jobs import Budget, Job
 from common.models import COPIES
 from common.muon import Muon, orthogonalise
@@ -290,6 +291,7 @@ def test_overfitting_one_batch_leaves_a_tenth_of_every_loss(model, tmp_path):
 def test_the_main_job_trains_all_models_with_flags_of_each_and_ends_in_pictures_and_scores(tmp_path, monkeypatch):
     whole = train.finish.__globals__["scores"].score
     monkeypatch.setattr(train.finish.__globals__["scores"], "score", lambda models, how, seed: whole(models, how, 16, 2, 2, seed))
+    monkeypatch.setitem(train.finish.__globals__["finish_all"].__globals__, "Guiding", lambda: Guiding(steps=4))
     trains("--run", tmp_path, "--steps", 1, "--image-size", 28, "--clip.scenes", 64, "--vqgan.scenes", 64, "--dalle.scenes", 64, *TINY_JOB.split())
     clip, vqgan, dalle = (torch.load(tmp_path / f"{model}.pt", weights_only=True)["config"] for model in TINY)
     assert clip["image_size"] == vqgan["image_size"] == 28 and clip["patch_size"] == 4 and vqgan["multipliers"] == (1, 2, 4)
@@ -365,7 +367,7 @@ def test_a_flag_with_a_models_name_is_refused_where_that_model_alone_is_trained(
 
 
 def test_what_other_models_decide_is_no_flag_and_abbreviations_are_none():
-    for words in (["dalle", "--text-vocab", 9], ["--clip.image-size", 64], ["clip", "--share", 1], ["clip", "--vision-wid", 9]):
+    for words in (["dalle", "--text-vocab", 9], ["--clip.image-size", 64], ["clip", "--share", 1], ["clip", "--enough", 1], ["clip", "--vision-wid", 9]):
         assert words[-2] in refused("train", *words)
     assert "--temp" in refused("sample", "dalle", "a", "--temp", 1)
 

@@ -26,7 +26,7 @@ class CLIPRecipe(Options):
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
-    enough: int = option(3000, "most steps of that share; more improve CLIP less than they would DALL·E", least=1)
+    enough: int = option(3000, "most steps of that share; the time that is left goes to the last model", least=1)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class VQGANRecipe(Options):
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.2, "share of --minutes when all models are trained", least=0, most=1)
-    enough: int = option(4000, "most steps of that share; more improve VQGAN less than they would DALL·E", least=1)
+    enough: int = option(4000, "most steps of that share; the time that is left goes to the last model", least=1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class PriorRecipe(Options):
     caption_dropout: float = option(0.1, "share of captions left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.15, "share of --minutes when both parts are trained", least=0, most=1)
-    enough: int = option(3000, "most steps of that share; more improve the prior less than they would the decoder", least=1)
+    enough: int = option(3000, "most steps of that share; the time that is left goes to the last model", least=1)
 
 
 @dataclass(frozen=True)

@@ -145,16 +145,16 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return rearrange(turned, "b k i pair two -> b k i (pair two)").to(x.dtype)
 
 
-# `attend`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average the values, weighted by softmax(q·k / √c) over the keys each query may see [Attention is all you need, eq. 1].
+# `attention_weights`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Say how much each query reads of each key, softmax(q·k / √c) over the keys it may see [Attention is all you need, eq. 1].
 
-    q (b k i c), k and v (b k j c), mask boolean (i j), True where query i may look at key j -> (b k i c)
+    q (b k i c), k (b k j c), mask boolean (i j), True where query i may look at key j -> (b k i j), each row adds up to 1
     """
     scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j c -> b k c j")  # (b k i j)
     if mask is not None:  # added: masked_fill would copy the scores and their gradient once more
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    return scores.softmax(dim=-1)
 
 
 class Cache:
@@ -186,6 +186,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.weights = nn.Identity()  # a place to look: a forward hook here sees the attention weights (b k i j)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -198,7 +199,7 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(k, v)                               # (b k j c)
-        x = attend(q, k, v, mask)                                   # (b k i c)
+        x = self.weights(attention_weights(q, k, mask)).to(v.dtype) @ v       # (b k i c)
         return self.out(rearrange(x, "b k i c -> b i (k c)"))
 
 

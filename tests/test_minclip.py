@@ -22,7 +22,7 @@ from torch import nn
 import minclip
 import seeded
 from minclip import LOSSES, CLIP, CLIPConfig, InputError, Tokenizer, normalise, sigmoid_loss, softmax_loss
-from minclip.layers import ACTIVATIONS, Block, attend, convolutional_stem
+from minclip.layers import ACTIVATIONS, Block, attention_weights, convolutional_stem
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
@@ -271,7 +271,7 @@ def test_attend_equals_torchs_scaled_dot_product_attention(causal):
     q, k, v = torch.randn(3, 2, 4, 7, 8)
     mask = torch.ones(7, 7, dtype=torch.bool).tril() if causal else None
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(attend(q, k, v, mask), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(attention_weights(q, k, mask) @ v, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -379,7 +379,7 @@ def test_equal_tokens_differ_by_their_positions_alone(model):
 
 
 def test_without_the_causal_mask_the_future_leaks(model, ids, monkeypatch):
-    monkeypatch.setattr("minclip.layers.attend", lambda q, k, v, mask=None: attend(q, k, v))
+    monkeypatch.setattr("minclip.layers.attention_weights", lambda q, k, mask=None: attention_weights(q, k))
     changed = ids.clone()
     changed[:, 5] = 300
     assert not torch.allclose(text_outputs(model, ids)[:, :5], text_outputs(model, changed)[:, :5])

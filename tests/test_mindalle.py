@@ -19,7 +19,7 @@ from mindalle import (
 )
 from mindalle.generate import apply_guidance, decode, keep_top_k, keep_top_p, prefill, sample_code
 from mindalle.layers import (
-    ORDERS, PATTERNS, Block, Cache, attend, attention_mask, column_mask, convolutional_mask, full_mask, rotate, rotations,
+    ORDERS, PATTERNS, Block, Cache, attention_mask, attention_weights, column_mask, convolutional_mask, full_mask, rotate, rotations,
     row_major, row_mask, spiral_out,
 )
 from mindalle.pretrained import fit, from_mindalle, read
@@ -66,8 +66,8 @@ def picture(mask: torch.Tensor) -> str:
 def test_attend_equals_scaled_dot_product_attention():
     q, k, v = torch.randn(3, 2, 4, 6, 8, generator=rng(), dtype=torch.float64)
     mask = torch.ones(6, 6, dtype=torch.bool).tril()
-    torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
-    torch.testing.assert_close(attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    torch.testing.assert_close(attention_weights(q, k) @ v, F.scaled_dot_product_attention(q, k, v))
+    torch.testing.assert_close(attention_weights(q, k, mask) @ v, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
 def test_row_attention_sees_the_g_codes_before_it_and_itself():

@@ -157,8 +157,8 @@ def source_of(package: str, name: str, file: str = "layers.py") -> str:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name)
 
 
-def test_the_twins_called_attend_are_equal_to_the_letter():
-    assert source_of("minclip", "attend") == source_of("mindalle", "attend")
+def test_the_twins_called_attention_weights_are_equal_to_the_letter():
+    assert source_of("minclip", "attention_weights") == source_of("mindalle", "attention_weights")
 
 
 def test_the_twins_called_option_are_equal_to_the_letter():

@@ -36,6 +36,7 @@ from common.options import (
     ClassifyOptions, DalleOptions, EditOptions, GuideOptions, InterpolateOptions, ScoreOptions, SearchOptions, Shared, UnclipOptions, VaryOptions,
 )
 from common.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
+from common.precision import keep_freed_memory
 from common.runs import pick_device
 from common.unclip import DecoderSampling, denoiser, draw_embeddings, draw_steps, open_images, own_prior, write_strip
 
@@ -238,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
         vars(args).update(asdict(cls(**typed_fields(args, cls))))
     files = {name: getattr(args, name) for name in ("preset", "merges", "tokenizer", *PACKAGES)}
     torch.manual_seed(args.seed)
+    keep_freed_memory()
     run(args, Models(args.run, pick_device(args.device), **files))
 
 

@@ -26,7 +26,7 @@ from common.finish import finish
 from common.models import Models, encode_all, fingerprint
 from common.muon import Muon
 from common.pictures import draw_losses
-from common.precision import choose_precision, compiled
+from common.precision import choose_precision, compiled, keep_freed_memory
 from common.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
 from common.runs import JOBS, Run
 from common.training import Training, random_batch, set_learning_rate, shifted, stable_seed
@@ -304,11 +304,10 @@ def parse(argv: list[str] | None = None) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> None:
+    keep_freed_memory()
     run = jobs.open_run(*parse(argv))
     with run.locked():
         settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: no mistake shows late
-        for name in run.models:
-            jobs.refuse_to_change(run, name, settled[name][1])
         for name in run.models:
             MODELS[name][0](run, *settled[name])
             draw_losses(log.read(run.log_path), run.folder / "losses.png")

@@ -170,8 +170,10 @@ def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
         clip = run.state("clip") if model == "decoder" else None  # whose images the decoder draws
         side = clip["config"]["image_size"] if clip else values.get("image_size", getattr(config, "image_size", 32))
         values = fitting(model, side) | values
-    return tuple(cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
-                 for cls in (config, recipe))
+    config, recipe = (cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+                      for cls in (config, recipe))
+    refuse_to_change(run, model, recipe)
+    return config, recipe
 
 
 @dataclass(frozen=True)

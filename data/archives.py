@@ -26,6 +26,9 @@ from .tree import Found, Tree, class_captions, split_of_name, unreadable
 def tar(tree: Tree) -> Found | None:
     """WebDataset: 0017.jpg in a .tar beside 0017.txt, 0017.json ("caption" or "text") or 0017.cls, a class's number."""
     found, classes = Found("", [], set()), []  # classes: (Picture, number)
+    if packed := [name for name in tree.ending(".tar.gz", ".tgz") if not tree.images]:
+        raise InputError(f"{tree.root / packed[0]} is compressed, so no picture can be found in it without unpacking all before "
+                         "it; run gunzip on it")
     for name in tree.ending(".tar"):
         pictures, texts = _read_shard(tree, name)
         for key, picture in pictures.items():

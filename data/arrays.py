@@ -75,10 +75,15 @@ def idx(tree: Tree) -> Found | None:
     names, found = tree.class_names or names, Found("", [], set())
     for bare, pair in pairs.items():
         captions = class_captions(labels[bare], names, tree.root / pair[1])
-        found.pictures += from_arrays(tree.root / pair[0], pair[0], read_idx(tree.root / pair[0], 3),
-                                      [[text] for text in captions], tree.split_of_file(pair[0]))
+        array = read_idx(tree.root / pair[0], 3)                                             # (n h w)
+        if transposed := "emnist" in bare.lower():
+            array = rearrange(array, "n w h -> n h w")
+        found.pictures += from_arrays(tree.root / pair[0], pair[0], array, [[text] for text in captions],
+                                      tree.split_of_file(pair[0]))
         found.used |= {*pair, bare, bare + ".gz"}  # both, where one is the other packed
     found.layout = f"{title}, classes {', '.join(names)}" if len(names) <= 10 else f"{title}, {len(names)} classes"
+    if pairs and transposed:  # EMNIST's files hold rows where MNIST's hold columns
+        found.layout += ", EMNIST's pictures turned upright"
     return found if pairs else None
 
 

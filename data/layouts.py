@@ -95,7 +95,8 @@ def read(folder: str | Path, layout: str | None = None, class_names: Sequence[st
     _refuse_one_caption(tree, found, captions, layout)
     left_out = found.left_out + [("broken link", name) for name in tree.broken]
     images = set(tree.images)
-    left_out += [("no caption" if name in images else "other suffix", name) for name in tree.files if name not in found.used]
+    left_out += [("no caption" if name in images else "other suffix", name) for name in tree.files
+                 if name not in found.used and name not in tree.split_lists]
     return Collection(found.layout, _settle_splits(found.pictures, left_out), left_out, others)
 
 

@@ -6,6 +6,7 @@
 import csv
 import json
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +19,8 @@ from .errors import InputError
 from .tree import Found, Tree, class_captions, split_of_name, unreadable
 
 FILE = ("file_name", "filename", "file", "image_name", "image_path", "filepath", "file_path", "path", "image", "img", "image_id")
-TEXT = ("text", "caption", "captions", "title", "sentence", "sentences", "comment", "description", "label", "fine_label", "class")
+TEXT = ("text", "caption", "captions", "title", "sentence", "sentences", "comment", "description", "label", "fine_label", "class",
+        "name")
 NUMBERED = ("label", "fine_label", "class")  # columns whose numbers are texts: in JSON, they are no strings
 SEPARATORS = (",", ";", "\t", "|")
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".token")
@@ -113,7 +115,10 @@ def _stem(name: str) -> str:
 
 
 def _open(tree: Tree, name: str):
-    return open(tree.root / name, encoding="utf-8-sig", errors="surrogateescape", newline="")  # a file's name may be no text
+    with open(tree.root / name, "rb") as file:
+        wide = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)  # what Excel calls Unicode text
+    encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")  # a file's name may be no text
+    return open(tree.root / name, encoding=encoding, errors=errors, newline="")
 
 
 def _read_lines(tree: Tree, name: str) -> tuple[Columns, Iterator[Row]] | None:
@@ -167,7 +172,8 @@ def _read_objects(tree: Tree, name: str) -> tuple[Columns, Iterator[Row]] | None
     objects = (_json_list if name.lower().endswith(".json") else _json_lines)(tree, name)
     keyed = ((place, {tidy(key): value for key, value in row.items()} if isinstance(row, dict) else {}) for place, row in objects)
     first = next(keyed, ("", {}))
-    columns = find_columns(list(first[1]))
+    filled = [key for key, value in first[1].items() if value not in (None, "", [])]  # emoji.json: few have a text, all a name
+    columns = find_columns(filled) or find_columns(list(first[1]))
     return (columns, (columns.row(name, place, row) for place, row in chain([first], keyed))) if columns else None
 
 

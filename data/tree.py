@@ -65,8 +65,29 @@ class Tree:
                 splits |= {f"{parent}/{name}".lstrip("/"): kind for name, kind in kinds.items() if kind}
         return splits
 
+    @cached_property
+    def split_lists(self) -> dict[str, dict[str, str]]:
+        """Find lists of pictures, one a line, whose names tell a split: list -> (base name of a picture -> split).
+
+        So Flickr8k keeps its split: Flickr_8k.trainImages.txt, devImages, testImages.
+        """
+        lists = {}
+        for name in self.ending(".txt", ".lst"):
+            if split := split_of_name(os.path.basename(name)):
+                with open(self.root / name, encoding="utf-8-sig", errors="surrogateescape") as lines:
+                    bases = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
+                if bases and bases[0].lower() in self._named:
+                    lists[name] = dict.fromkeys(bases, split)
+        return lists
+
+    @cached_property
+    def _listed(self) -> dict[str, str]:
+        return {base: split for bases in self.split_lists.values() for base, split in bases.items()}
+
     def split(self, name: str) -> str | None:
-        """Tell the split of a file by the folders it lies in."""
+        """Tell the split of a file by a list that names it, or else by the folders it lies in."""
+        if listed := self._listed.get(name.rpartition("/")[2]):
+            return listed
         return next((self.split_folders[folder] for folder in _parents(name) if folder in self.split_folders), None)
 
     def split_of_file(self, name: str) -> str | None:
@@ -138,8 +159,9 @@ class Tree:
 
 
 def split_of_name(name: str) -> str | None:
-    """Read a split off a name: "captions_val2014.json" is "held-out"; None if it tells none, or both."""
-    kinds = {SPLITS[word] for word in re.findall("t10k|[a-z]+", name.lower()) if word in SPLITS}
+    """Read a split off a name: "captions_val2014.json" is "held-out", as is "testImages"; None if it tells none, or both."""
+    words = (word.removesuffix("images") for word in re.findall("t10k|[a-z]+", name.lower()))
+    kinds = {SPLITS[word] for word in words if word in SPLITS}
     return kinds.pop() if len(kinds) == 1 else None
 
 

@@ -292,9 +292,40 @@ def test_the_folder_before_a_name_tells_which_of_several_files_is_meant(tmp_path
 @pytest.mark.parametrize("name, split", [
     ("captions_val2014.json", "held-out"), ("train-00000-of-00001.parquet", "train"), ("t10k-images-idx3-ubyte.gz", "held-out"),
     ("Test.csv", "held-out"), ("trainval.txt", "train"), ("x_test", "held-out"), ("train_test.csv", None), ("captions.csv", None),
-    ("valley.csv", None), ("contest.csv", None)])
+    ("valley.csv", None), ("contest.csv", None), ("Flickr_8k.devImages.txt", "held-out")])
 def test_a_name_tells_a_split_by_a_whole_word_unless_it_tells_both(name, split):
     assert split_of_name(name) == split
+
+
+def test_flickr8ks_lists_of_pictures_are_its_split(tmp_path):
+    make(tmp_path, "Images/a.jpg", "Images/b.jpg", "Images/c.jpg", "Images/d.jpg")
+    write(tmp_path, {"Flickr8k.token.txt": "".join(f"{name}.jpg#0\tPicture {name}.\n" for name in "abcd"),
+                     "Flickr_8k.trainImages.txt": "a.jpg\nb.jpg\n", "Flickr_8k.testImages.txt": "c.jpg\n"})
+    found = read(tmp_path)
+    assert splits(found) == {"Images/a.jpg": "train", "Images/b.jpg": "train", "Images/c.jpg": "held-out"}
+    assert found.left_out == [("in no split", "Images/d.jpg")]  # and the lists are not left out: they were used
+
+
+@pytest.mark.parametrize("text, expected", [("a/0.png\nb/1.png\n", {"a/0.png": "train", "b/1.png": "train", "a/2.png": "held-out"}),
+                                            ("a picture of a train\n", None), ("", None)])
+def test_a_list_of_paths_is_a_split_and_any_other_text_is_not(tmp_path, text, expected):
+    make(tmp_path, "a/0.png", "b/1.png", "a/2.png")
+    write(tmp_path, {"train.txt": text, "val.txt": "a/2.png\n"})
+    assert splits(read(tmp_path)) == (expected or dict.fromkeys(("a/0.png", "b/1.png", "a/2.png")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_table_may_be_written_in_the_encodings_that_excel_saves(tmp_path, encoding):
+    make(tmp_path, "0.png", "1.png")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "table.csv").write_text(f"{mark}file;text\n0.png;größer\n1.png;ein Käfer\n", encoding=encoding)
+    assert captions(read(tmp_path)) == {"0.png": ["größer"], "1.png": ["ein Käfer"]}
+
+
+def test_of_the_columns_of_texts_one_that_has_a_text_counts(tmp_path):
+    make(tmp_path, "0.png", "1.png")
+    write(tmp_path, {"emoji.json": '[{"name": "HASH KEY", "image": "0.png", "text": null}, {"name": "SMILE", "image": "1.png", "text": ":)"}]'})
+    assert captions(read(tmp_path)) == {"0.png": ["HASH KEY"], "1.png": ["SMILE"]}
 
 
 def test_the_split_of_a_table_tells_which_of_several_files_is_meant(tmp_path):
@@ -584,6 +615,16 @@ def test_two_sets_of_idx_files_in_one_folder_are_refused(tmp_path):
     assert refusal(tmp_path) == "DIR holds 2 data sets (emnist-digits-, emnist-letters-); move each into its own folder"
 
 
+def test_emnists_pictures_which_are_stored_transposed_are_turned_upright(tmp_path):
+    make_idx(tmp_path, "emnist-digits-train", [0, 1])
+    path = tmp_path / "emnist-digits-train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:16] + bytes(range(16)) + bytes(16))
+    found = read(tmp_path, class_names=("zero", "one"))
+    with found.pictures[0].source.open() as image:
+        assert image.getpixel((0, 1)) == 1 and image.getpixel((1, 0)) == 4  # (x, y)
+    assert found.layout == "idx, classes zero, one, EMNIST's pictures turned upright"
+
+
 # ---- CIFAR ----
 
 
@@ -817,3 +858,9 @@ def test_a_picture_is_either_used_or_left_out_never_both(tmp_path):
                                   "test/metadata.csv": "file_name,text\n1.png,a dog\n"}))
     used, left = set(captions(found)), [name for _, name in found.left_out]
     assert sorted([*used, *left]) == list_folder(tmp_path).images and len(left) == len(set(left))
+
+
+def test_a_compressed_shard_is_refused_with_what_to_do(tmp_path):
+    write(tmp_path, {"0.tar.gz": ""})
+    assert refusal(tmp_path) == ("DIR/0.tar.gz is compressed, so no picture can be found in it without unpacking all before it; "
+                                 "run gunzip on it")

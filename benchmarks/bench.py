@@ -1,11 +1,11 @@
 """Time our models beside the libraries that people would use instead: same shapes, optimiser and, if they fit, weights.
 
-    python -m benchmarks.bench                    every row, on the CPU in fp32
+    python -m benchmarks.bench                    every row, on the CPU, each side in the precision in which it is faster
     python -m benchmarks.bench --only sampling    rows with this in their names; --profile shows the operators
     python -m benchmarks.bench --cuda             on a GPU in bf16, and the 1.3 B model against the hardware's limits
 
 A ratio is the peer's seconds over ours in the same round: above 1 we are faster. Its median, least and most over
-the rounds are printed. A row whose peer is not installed is skipped; this installs all of them:
+the rounds are printed. Freed memory is kept for both sides (common/precision.py). A row whose peer is not installed is skipped; this installs all of them:
 
     pip install transformers diffusers
     pip install --no-deps open_clip_torch ftfy wcwidth dalle-pytorch axial-positional-embedding rotary-embedding-torch
@@ -20,13 +20,14 @@ from statistics import median
 
 import torch
 
+from common.precision import keep_freed_memory
 from minclip import CLIPConfig
 from mindalle import DALLEConfig
 from minvqgan import VQGANConfig
 
 from . import peers
 from .hardware import against_the_hardware, operator_costs, print_costs, rates
-from .ours import TOY_CLIP, TOY_DALLE
+from .ours import TOY_CLIP, TOY_DALLE, in_bf16
 from .timing import alternate, clock, spread
 
 B_32 = CLIPConfig.vit_b_32()
@@ -59,7 +60,13 @@ def compare(name: str, package: str, goal: float, build: Callable[[str], peers.P
         reason = " ".join(str(error).split())[:80]
         print(f"{name:20} {package:16} skipped ({reason}): see the top of benchmarks/bench.py", flush=True)
         return
-    ours, peer = alternate(calls, rounds)
+    if device == "cpu":  # either side may be faster in bf16: ours fp32, bf16, the peer's fp32, bf16
+        timed = alternate([variant for call in calls for variant in (call, in_bf16(call))], rounds)
+        faster = [min((0, 1), key=lambda bf16: median(timed[2 * side + bf16])) for side in (0, 1)]
+        ours, peer = timed[faster[0]], timed[2 + faster[1]]
+        agreement += f"; ours in {('fp32', 'bf16')[faster[0]]}, the peer in {('fp32', 'bf16')[faster[1]]}"
+    else:
+        ours, peer = alternate(calls, rounds)
     ratios = [theirs / mine for mine, theirs in zip(ours, peer)]
     reached = median(ratios) >= goal
     print(f"{name:20} {package:16} ours {median(ours):7.4f} s   peer {median(peer):7.4f} s   {spread(ratios, 2):>20}   "
@@ -87,6 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if args.cuda else "cpu"
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if args.cuda else f'{args.threads} threads'}")
     for name, package, goal, build in ROWS:
         if args.only in f"{name} {package}":

@@ -20,9 +20,17 @@ TOY_CLIP = CLIPConfig(stem_width=0)
 
 
 def autocast(model: nn.Module) -> torch.autocast:
-    """Compute in bf16 where the model is on a GPU."""
+    """Compute in bf16 where the model is on a GPU, or where the whole call is to be timed in bf16."""
     device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or torch.is_autocast_enabled(device))
+
+
+def in_bf16(call: Call) -> Call:
+    """Return the call in bf16 on the CPU."""
+    def cast() -> Tensor | None:
+        with torch.autocast("cpu", torch.bfloat16):
+            return call()
+    return cast
 
 
 def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Call:
@@ -33,8 +41,9 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Call:
         optimiser.zero_grad()
         with autocast(model):
             value = loss()
-        value.backward()
-        optimiser.step()
+        with torch.autocast(value.device.type, enabled=False):  # a backward pass uses the precisions of its forward pass
+            value.backward()
+            optimiser.step()
     return step
 
 

@@ -1,4 +1,4 @@
-"""Use what train.py trained: classify, search, reconstruct, draw from captions, guide, vary and edit pictures, score a run.
+"""Use what train.py trained: classify, search, reconstruct, draw from captions, guide, vary, edit, explain, score a run.
 
     python sample.py classify cat.png --labels "a cat" "a dog"
     python sample.py search "a red circle" pictures/
@@ -9,6 +9,7 @@
     python sample.py vary cat.png
     python sample.py interpolate cat.png dog.png
     python sample.py edit cat.png "a black cat" "a white cat"
+    python sample.py explain "a red circle above an orange star on a gray background"
     python sample.py score
 
 `python sample.py COMMAND --help` lists a command's options. Every command leaves its pictures and an index.jsonl in
@@ -26,14 +27,16 @@ import data
 import mindalle
 import minclip
 import minvqgan
-from common import scores
+from common import explain_scores, report, scores
 from common.drawing import MINDALLE_DRAWING, PICTURES_DRAWING, Drawing, drawing, drawn_per_caption, first_rows, generate_images, keep_best
 from common.errors import InputError, one_line_errors
+from common.explain_sheets import explain_and_write
 from common.flags import Parser, add_fields, typed_fields
 from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
 from common.models import PACKAGES, Models
 from common.options import (
-    ClassifyOptions, DalleOptions, EditOptions, GuideOptions, InterpolateOptions, ScoreOptions, SearchOptions, Shared, UnclipOptions, VaryOptions,
+    ClassifyOptions, DalleOptions, EditOptions, ExplainOptions, GuideOptions, InterpolateOptions, ScoreOptions, SearchOptions,
+    Shared, UnclipOptions, VaryOptions,
 )
 from common.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
 from common.precision import keep_freed_memory
@@ -193,10 +196,22 @@ def edit(args: argparse.Namespace, models: Models) -> None:
     write_strip(out, names, images, drawn.clamp(-1, 1), entries)
 
 
+def explain(args: argparse.Namespace, models: Models) -> None:
+    """Show what CLIP, VQGAN and DALL·E look at in a picture and its caption."""
+    if args.caption is None and not args.grade:
+        raise InputError('explain needs a "CAPTION", or --grade N')
+    out = output(args, 1)
+    if args.caption is not None:
+        explain_and_write(models, out, args.caption, args.image, args.seed)
+    if args.grade:
+        explain_scores.grade(models, out.folder / "explain.json", args.grade, args.seed)
+
+
 def score(args: argparse.Namespace, models: Models) -> None:
     """Report every figure of a run."""
     how = drawing(models, **typed_fields(args, Drawing)) if models.has("dalle") else Drawing()
     scores.score(models, how, args.count, args.draws, args.rerank, args.seed)
+    report.write(models.run)
 
 
 # ---- The command line -------------------------------------------------------------------------------------------------
@@ -213,6 +228,7 @@ COMMANDS = {
     "vary": (vary, [("image", None, "IMAGE")], (VaryOptions, DecoderSampling)),
     "interpolate": (interpolate, [("a", None, "A"), ("b", None, "B")], (InterpolateOptions, DecoderSampling)),
     "edit": (edit, [("image", None, "IMAGE"), ("old", None, "FROM"), ("new", None, "TO")], (EditOptions, DecoderSampling)),
+    "explain": (explain, [("caption", "?", "CAPTION")], (ExplainOptions,)),
     "score": (score, [], (ScoreOptions, Drawing)),
 }
 

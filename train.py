@@ -19,16 +19,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from common import held_out, jobs, log
+from common import held_out, jobs
 from common.captions import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, settle_shift, without_look_alikes
 from common.errors import InputError, one_line_errors
 from common.finish import finish
 from common.models import Models, encode_all, fingerprint
 from common.muon import Muon
-from common.pictures import draw_losses
+from common.parallel import average, gather, gather_rows, processes, share
 from common.precision import choose_precision, compiled, keep_freed_memory
 from common.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
-from common.runs import JOBS, Run
+from common.report import reported
+from common.runs import Run
 from common.training import Training, random_batch, set_learning_rate, shifted, stable_seed
 from common.unclip import embed_all, read_captions
 from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions, unclip
@@ -55,11 +56,9 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
     hidden = [model.image_encoder.transformer, model.text_encoder.transformer]
     if config.stem_width:
         hidden.append(model.image_encoder.patch_embedding[1:])
-    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay,
-                     betas=(0.9, 0.98), eps=1e-6)
+    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
     loss_function = LOSSES[config.loss].loss
-    start, floor = held_out.contrastive_bounds(model, texts[: recipe.batch_size])
-    print(f"clip: expect a first loss of about {start:.3f}, that of cosines of 0; perfect answers have {floor:.3f}")
+    run.expect("clip", "cosines of 0", *held_out.contrastive_bounds(model, texts[: recipe.batch_size]))
 
     some = range(min(len(images), recipe.batch_size))
     pixels, ids = images.batch(some).to(run.device), texts[some].to(run.device)
@@ -74,18 +73,19 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
         if done >= recipe.look_alikes and not run.job.overfit and len(images) >= recipe.batch_size:
             indices = look_alikes.draw(recipe.batch_size, recipe.look_alike_group)
         captions = images.texts(indices, torch.default_generator)
-        pixels = shifted(images.batch(indices), recipe.shift).to(run.device)                 # (b 3 h w)
-        ids = encode(captions).to(run.device)                                                # (b t)
-        right = same_caption(ids) | images.right(indices, captions).to(run.device)           # (b b)
+        pixels, ids = shifted(images.batch(indices), recipe.shift), encode(captions)         # (b 3 h w), (b t)
+        right = (same_caption(ids) | images.right(indices, captions)).to(run.device)         # (b b)
+        pixels, ids = share(pixels.to(run.device), ids.to(run.device))
 
         optimiser.zero_grad()
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             if recipe.accumulate > 1:
-                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right)
+                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right, gather)
             else:
-                loss = loss_function(model.logits(*model(pixels, ids)), right)
+                loss = loss_function(model.logits(*gather(*model(pixels, ids))), right)
         if recipe.accumulate == 1:
             loss.backward()
+        average(model)
         optimiser.step()
         model.clamp_temperature()
 
@@ -101,6 +101,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
 
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
+    model.codebook.gather = gather_rows
     hidden = [part for half in (model.encoder, model.decoder) for part in (half.levels, half.middle)]
     optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     saved = {"model": model, "optimiser": optimiser}
@@ -112,7 +113,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
             raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or pictures of "
                              f"{discriminator.min_side} pixels or more")
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
-    print(f"vqgan: expect a first loss of about {held_out.reconstruction_start(images):.3f}, that of noise; perfect: 0")
+    run.expect("vqgan", "noise", held_out.reconstruction_start(images), 0.0)
 
     some = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
     precision = choose_precision(run, "vqgan", model, lambda: model(some)[0].float().square().mean())
@@ -123,7 +124,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         adversary = discriminator if done >= recipe.discriminator_start else None
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        pixels = shifted(images.batch(indices), recipe.shift).to(run.device)                 # (b 3 h w)
+        pixels, = share(shifted(images.batch(indices), recipe.shift).to(run.device))         # (b 3 h w)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             reconstruction, quantised = model(pixels)
@@ -131,6 +132,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
                                      recipe.adversarial_weight)
         optimiser.zero_grad()
         loss.backward()
+        average(model)
         parts["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one odd batch must not undo many
         optimiser.step()
 
@@ -139,6 +141,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
             loss_d = discriminator_loss(adversary, pixels, reconstruction.float())
             optimiser_d.zero_grad()
             loss_d.backward()
+            average(discriminator)
             optimiser_d.step()
             parts["discriminator"] = loss_d
 
@@ -165,8 +168,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     torch.manual_seed(stable_seed(run.job.seed, "dalle"))
     model = DALLE(config).to(run.device)
     optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.95))
-    start, floor = held_out.dalle_bounds(config, images, recipe.text_loss_weight, recipe.caption_dropout)
-    print(f"dalle: expect a first loss of about {start:.3f}, that of a guess; all learned by heart has {floor:.3f}")
+    run.expect("dalle", "a guess", *held_out.dalle_bounds(config, images, recipe.text_loss_weight, recipe.caption_dropout))
 
     some = range(min(len(images), recipe.batch_size))
     text, targets = encode(images.texts(some, torch.default_generator)).to(run.device), codes[0, some].long().to(run.device)
@@ -182,12 +184,13 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
         text = encode(images.texts(indices, torch.default_generator)).to(run.device)         # (b t)
         text = drop_captions(text, empty, recipe.caption_dropout)
         copy = torch.randint(len(codes), (len(indices),)) if recipe.shift else 0
-        targets = codes[copy, indices].long().to(run.device)                                 # (b n)
+        text, targets = share(text, codes[copy, indices].long().to(run.device))              # (b n)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             loss, text_loss, image_loss = losses(text, targets)
         optimiser.zero_grad()
         loss.backward()
+        average(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
@@ -215,7 +218,7 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
     model.standardise_text.fit(read([captions[0] for captions in images.captions[:4096]])[-1])
     embeddings = model.standardise_image(embeddings.to(run.device))
     optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
-    print(f"prior: expect a first loss of about {unclip.expected_loss(embeddings):.3f}, that of the mean embedding")
+    run.expect("prior", "the mean embedding", unclip.expected_loss(embeddings))
 
     some = range(min(len(images), recipe.batch_size))
     z, condition = embeddings[some], read(images.texts(some, torch.default_generator))
@@ -230,12 +233,14 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
         z = embeddings[indices]                                                              # (b e)
         condition = unclip.drop_condition(read(images.texts(indices, torch.default_generator)), empty, recipe.caption_dropout)
         t, noise = unclip.random_times(len(z)).to(run.device), torch.randn_like(z)           # (b), (b e)
+        z, t, noise, *condition = share(z, t, noise, *condition)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             prediction = model(unclip.mix(z, noise, t), t, *condition)                       # (b e)
         loss = unclip.denoising_loss(prediction, z, t)
         optimiser.zero_grad()
         loss.backward()
+        average(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
@@ -257,7 +262,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     model.standardise.fit(embeddings)
     optimiser = Muon(model, [model.condition, model.levels, model.middle], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
     pixels = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
-    print(f"decoder: expect a first loss of about {unclip.expected_loss(pixels):.3f}, that of a gray image")
+    run.expect("decoder", "a gray image", unclip.expected_loss(pixels))
 
     z = embeddings[: len(pixels)].to(run.device)
     precision = choose_precision(run, "decoder", model, lambda: model(pixels, torch.rand(len(z)).to(z), z).float().square().mean())
@@ -272,12 +277,14 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
         pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
         condition = unclip.drop_condition((embeddings[indices].to(run.device),), (model.empty,), recipe.embedding_dropout)
         t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
+        pixels, t, noise, *condition = share(pixels, t, noise, *condition)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             prediction = denoise(unclip.mix(pixels, noise, t), t, *condition)                # (b 3 h w)
         loss = unclip.denoising_loss(prediction, pixels, t)
         optimiser.zero_grad()
         loss.backward()
+        average(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
@@ -305,13 +312,11 @@ def parse(argv: list[str] | None = None) -> tuple:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    run = jobs.open_run(*parse(argv))
-    with run.locked():
+    with processes(), jobs.open_run(*parse(argv)).locked() as run:
         settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: no mistake shows late
-        for name in run.models:
-            MODELS[name][0](run, *settled[name])
-            draw_losses(log.read(run.log_path), run.folder / "losses.png")
-        if tuple(run.models) in JOBS.values() and not run.job.overfit:
+        with reported(run):
+            for name in run.models:
+                MODELS[name][0](run, *settled[name])
             finish(run)
 
 

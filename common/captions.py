@@ -10,6 +10,7 @@ import data
 from minclip import Tokenizer
 
 from .errors import InputError
+from .parallel import leader_first
 from .pictures import Progress
 from .recipes import CLIPRecipe
 from .runs import Run
@@ -27,8 +28,9 @@ def load_images(run: Run, image_size: int, count: int | None, split: str = "trai
     if (image_size, count, split) in run.opened:
         return run.opened[image_size, count, split]
     seed = job.seed + (split != "train")  # the held-out scenes are those that `sample.py score` judges
-    images = data.load(job.data, image_size, split, count, seed, Progress("reading pictures"), run.folder, job.layout,
-                       job.class_names)
+    with leader_first():  # who decodes a folder's pictures into a file beside the run
+        images = data.load(job.data, image_size, split, count, seed, Progress("reading pictures"), run.folder, job.layout,
+                           job.class_names)
     if images.about and not run.opened:
         print(f"data: {images.about}", flush=True)
     run.opened[image_size, count, split] = images
@@ -96,14 +98,15 @@ def distinct(*sets: data.Dataset) -> list[str]:
 def learn_tokenizer(run: Run, images: data.Dataset, vocab_size: int) -> Tokenizer:
     """Return the run's tokenizer, learned from the captions if the run has none. Raises InputError if it has another."""
     path = run.folder / "tokenizer.json"
-    if run.job.resume and path.exists():
-        return Tokenizer.load(path)
-    tokenizer = Tokenizer.train((caption for captions in images.captions for caption in captions), vocab_size)
-    if not path.exists():
-        tokenizer.save(path)
-    elif Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-        raise InputError(f"{path} was learned from other captions or with another --vocab-size: name another --run")
-    return tokenizer
+    with leader_first():
+        if run.job.resume and path.exists():
+            return Tokenizer.load(path)
+        tokenizer = Tokenizer.train((caption for captions in images.captions for caption in captions), vocab_size)
+        if not path.exists():
+            tokenizer.save(path)
+        elif Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+            raise InputError(f"{path} was learned from other captions or with another --vocab-size: name another --run")
+        return tokenizer
 
 
 def batches(captions: list[str], size: int = 4096) -> Iterator[list[str]]:

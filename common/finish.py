@@ -7,14 +7,16 @@ from .captions import held_out_images
 from .drawing import drawing, generate_images
 from .guiding import Guiding, guide_and_write
 from .models import Models, reconstruct
+from .parallel import LEADER
 from .pictures import Output, reconstruction_sheet, to_pil
-from .runs import Run
+from .runs import JOBS, Run
 from .unclip import DecoderSampling, draw, draw_embeddings
 
 
 def finish(run: Run) -> None:
-    """Leave what a finished job can show."""
-    {None: finish_all, "unclip": finish_unclip}[run.job.model](run)
+    """Leave pictures and scores of a job of several models; a model alone and one batch learned by heart have none."""
+    if LEADER and tuple(run.models) in JOBS.values() and not run.job.overfit:
+        {None: finish_all, "unclip": finish_unclip}[run.job.model](run)
 
 
 def finish_unclip(run: Run) -> None:

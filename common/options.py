@@ -80,6 +80,12 @@ class EditOptions(Options):
 
 
 @dataclass(frozen=True)
+class ExplainOptions(Options):
+    image: str | None = option(None, "the picture to explain; without it DALL·E draws one", metavar="FILE")
+    grade: int | None = option(None, "grade the explanations on N scenes of the shapes world", least=1)
+
+
+@dataclass(frozen=True)
 class ScoreOptions(Options):
     count: int = option(512, "true pictures per split", least=16)
     draws: int = option(128, "captions drawn per split", least=1)

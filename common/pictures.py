@@ -125,8 +125,9 @@ class Output:
     """
 
     # the commands whose index lists pictures in the folder itself
-    NUMBERED = ("reconstruct", "dalle", "guide", "unclip", "vary", "interpolate", "edit", "originals")
-    OTHERS = {"guide": ("filmstrip.png", "guide.gif"), "unclip": ("unclip.gif",)}  # beside sheet.png and index.jsonl
+    NUMBERED = ("reconstruct", "dalle", "guide", "unclip", "vary", "interpolate", "edit", "explain", "originals")
+    # beside sheet.png and index.jsonl
+    OTHERS = {"guide": ("filmstrip.png", "guide.gif"), "unclip": ("unclip.gif",), "explain": ("explain.gif",)}
 
     def __init__(self, folder: str | Path, command: str, count: int = 0):
         self.folder, self.command = Path(folder), command

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .jobs import refuse_another
+from .parallel import agree
 from .runs import Run
 
 
@@ -25,7 +26,7 @@ def choose_precision(run: Run, name: str, model: nn.Module, loss: Callable[[], T
         return state["precision"]
     if run.job.precision != "auto":
         return run.job.precision
-    speedup = bf16_speedup(model, loss)
+    speedup = agree(bf16_speedup(model, loss))
     chosen = "bf16" if speedup > 1.1 else "fp32"  # below that the coarser rounding is not worth it
     print(f"{name}: bf16 is {speedup:.1f} times as fast as fp32 here: {chosen}")
     return chosen

@@ -1,6 +1,7 @@
 """A run's folder: its checkpoints and who may write to it.
 
-    runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  prior.pt  decoder.pt  log.csv  losses.png  scores.json  samples/
+    runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  prior.pt  decoder.pt
+                 log.csv  losses.png  scores.json  samples/  report.html
 
 A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included: what train.py was asked
 for, in the terms of its flags. So `train.py --run runs/NAME --resume` needs no other flag.
@@ -23,6 +24,7 @@ from . import log
 from .errors import InputError, file_errors
 from .files import lock, write_whole
 from .flags import command
+from .parallel import LEADER
 
 if TYPE_CHECKING:  # jobs.py imports this file
     from .jobs import Job
@@ -45,6 +47,7 @@ class Run:
     def __init__(self, job: "Job", only: str | None = None):
         self.job, self.folder = job, job.folder
         self.opened: dict[tuple, data.Dataset] = {}
+        self.expected: dict[str, float] = {}  # model -> its first loss
         self.models = [only] if only else list(trained_by(job.model))
         self.log_path = self.folder / "log.csv"
 
@@ -80,14 +83,32 @@ class Run:
         typed, state = self.job.flags.get(model, {}).get(name), self.state(model) if self.job.resume else None
         return state["config"][name] if typed is None and state else typed
 
+    def expect(self, model: str, of: str, first: float, lowest: float | None = None) -> None:
+        """Print the first loss to expect, that of a model which knows nothing, and the lowest there can be; note it for the report."""
+        self.expected[model] = first
+        print(f"{model}: expect a first loss of about {first:.3f}, that of {of}"
+              + ("" if lowest is None else f"; the lowest there can be: {lowest:.3f}"))
+
+    def facts(self, model: str) -> dict[str, Any]:
+        """Collect what a report tells of a training beside its settings."""
+        return {"device": self.device, "torch": str(torch.__version__), "expected": self.expected.get(model),
+                "about": next((images.about for images in self.opened.values()), ""),
+                "pictures": {split: len(images) for (_, _, split), images in self.opened.items()}}
+
     def save(self, model: str, state: dict[str, Any]) -> None:
-        """Write a model's checkpoint."""
-        state = {"kind": model, "version": VERSION, "saved_at": time.time(), "job": dataclasses.asdict(self.job), **state}
+        """Write a model's checkpoint; only the leader does."""
+        if not LEADER:
+            return
+        state = {"kind": model, "version": VERSION, "saved_at": time.time(), "job": dataclasses.asdict(self.job),
+                 "facts": self.facts(model), **state}
         write_whole(self.path(model), lambda file: torch.save(state, file))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator["Run"]:
         """Lock the folder against other trainings, and refuse it if it has files that we would overwrite but did not write."""
+        if not LEADER:  # who alone writes
+            yield self
+            return
         with file_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             file = open(self.folder / ".lock", "a+")
@@ -98,7 +119,7 @@ class Run:
                 if (self.folder / name).exists() and not log.is_ours(self.log_path):
                     raise InputError(f"{self.folder / name} was not written by train.py, which would overwrite it: "
                                      "name another --run")
-            yield
+            yield self
 
 
 def pick_device(name: str) -> str:

@@ -108,14 +108,16 @@ class Report:
     """Print figures and write them to scores.json as they come."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.figures = path, {"settings": settings}
+        self.path, self.figures = path, {"settings": settings, "printed": {}}
         if path.exists() and "settings" not in path.read_text(errors="replace"):
             raise InputError(f"{path} was not written by this command, which would overwrite it: name another --run")
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, value: float, note: str = "", percent: bool = True) -> None:
         self.figures[name] = round(value, 4)
-        print(f"{name:28} {f'{value:.1%}' if percent else f'{value:.3g}':>8} {note}", flush=True)
+        shown = f"{value:.1%}" if percent else f"{value:.3g}"
+        self.figures["printed"][name] = [shown, note]  # for the report
+        print(f"{name:28} {shown:>8} {note}", flush=True)
         write_whole(self.path, lambda file: file.write((json.dumps(self.figures, indent=1) + "\n").encode()))
 
 
@@ -175,10 +177,10 @@ def score_shapes(models: Models, report: Report, how: Drawing, count: int, draws
     if "clip" in there:
         for split in ("unseen", "novel"):
             value = zero_shot(models.embed_images, models.embed_text, images[split], captions[split], seed)
-            report.add(f"zero-shot {split}", value)
+            report.add(f"zero-shot {split}", value, f"among 16 captions; chance {1 / 16:.1%}")
         to_text, to_image = recall_at_1(models.embed_images, models.embed_text, images["unseen"], captions["unseen"])
-        report.add("recall@1 image to text", to_text, f"among {count}")
-        report.add("recall@1 text to image", to_image, f"among {count}")
+        report.add("recall@1 image to text", to_text, f"among {count}; chance {1 / count:.1%}")
+        report.add("recall@1 text to image", to_image, f"among {count}; chance {1 / count:.1%}")
     if "vqgan" in there:
         vqgan = models.get("vqgan")
         redrawn, codes = reconstruct(vqgan, images["unseen"])
@@ -192,7 +194,7 @@ def score_shapes(models: Models, report: Report, how: Drawing, count: int, draws
             plain, reranked = match(models, captions[split][:draws], how, best_of, seed)
             report.add(f"match {split}", plain, f"ceiling {ceiling[split]:.1%}")
             if "clip" in there:
-                report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP")
+                report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP; ceiling {ceiling[split]:.1%}")
     if "prior" in there and "decoder" in there:
         some = slice(0, draws)
         unclip_scores.score(models, report.add, images["unseen"][some], {split: captions[split][some] for split in captions},

@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 from . import log
 from .errors import InputError, ignore_output
 from .jobs import Budget
+from .parallel import LEADER, WORLD, agree, mean, same_weights
 from .runs import Run
+from .symptoms import symptoms
 
 SAVE_EVERY = 30  # seconds between checkpoints
 LOG_EVERY = 10  # steps between lines of the log
@@ -71,9 +73,12 @@ class Training:
         self.run, self.name, self.config, self.recipe, self.notes, self.parts = run, name, config, recipe, notes, parts
         self.budget = Budget.of(run, name, recipe)
         self.step, self.seconds, self.stopped_by, self.saved_step = 0, 0.0, None, None
+        self.noticed: set[str] = set()  # symptoms that were named: each once
         if run.job.resume and (state := run.state(name)):
             self.restore(state)
-        log.trim(run.log_path, name, self.step)
+        if LEADER:
+            log.trim(run.log_path, name, self.step)
+        same_weights(parts["model"])
         count = sum(p.numel() for p in parts["model"].parameters())
         begin = f", from step {self.step}" if self.step else ""
         if self.done >= 1:
@@ -90,7 +95,8 @@ class Training:
         """Yield (step, share done) until the training is over. Ctrl-C ends it after the step that it interrupts."""
         def stop(*_):
             self.stopped_by = KeyboardInterrupt
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+            if WORLD == 1:  # a second Ctrl-C does not wait; torchrun passes on what the terminal has sent already
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
         before = signal.signal(signal.SIGINT, stop)
         for part in self.parts.values():
@@ -101,6 +107,7 @@ class Training:
         try:
             while self.done < 1 and not self.stopped_by:
                 yield self.step, self.done
+            agree(None)  # the others wait here until the leader has saved what they may need next
         finally:
             signal.signal(signal.SIGINT, before)
         if self.stopped_by:
@@ -108,9 +115,9 @@ class Training:
 
     @property
     def due(self) -> bool:
-        """Whether to save and to evaluate now: twice a minute, and after the last step."""
+        """Whether the leader is to save and to evaluate now: twice a minute, and after the last step."""
         self.due_since = time.monotonic()
-        return self.due_since >= self.next_due or self.done >= 1 or bool(self.stopped_by)
+        return LEADER and (self.due_since >= self.next_due or self.done >= 1 or bool(self.stopped_by))
 
     # ---- The log ------------------------------------------------------------------------------------------------------
 
@@ -125,10 +132,11 @@ class Training:
         if self.step == 0:
             print(f"{self.name}: first loss {self.loss.item():.3f}", flush=True)
         if logged:
-            values = {part: value.item() for part, value in parts.items()}
-            log.append(self.run.log_path, self.name, self.step, self.seconds, self.loss.item(), values)
+            value, *values = mean(loss, *parts.values())
+            if LEADER:
+                log.append(self.run.log_path, self.name, self.step, self.seconds, value, dict(zip(parts, values)))
         self.step += 1
-        self.seconds = self.first_seconds + time.monotonic() - self.started
+        self.seconds, self.stopped_by = agree((self.first_seconds + time.monotonic() - self.started, self.stopped_by))
         self.show()
 
     def log_held_out(self, **figures: float) -> None:
@@ -138,6 +146,10 @@ class Training:
         log.append(self.run.log_path, self.name, self.step, self.seconds, None, figures)
         line = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
         self.print_line(f"{self.name}: {self.step} steps  held out: {line}", end="\n")
+        for entry, seen in symptoms(self.name, log.read(self.run.log_path), self.done, self.run.expected.get(self.name)).items():
+            if entry not in self.noticed:
+                self.print_line(f"{self.name}: {seen}: docs/failures.md#{entry}", end="\n")
+            self.noticed.add(entry)
 
     def show(self) -> None:
         """Rewrite the progress line on a terminal; elsewhere print it every half minute, and at the end."""
@@ -169,6 +181,7 @@ class Training:
         self.run.save(self.name, {
             "config": dataclasses.asdict(self.config), "recipe": dataclasses.asdict(self.recipe), "weights": weights,
             "step": self.step, "seconds": self.seconds, **self.notes,
+            "parameters": sum(p.numel() for p in self.parts["model"].parameters()),
             "training": {name: part.state_dict() for name, part in self.parts.items() if name != "model"},
         })
         self.saved_step = self.step

@@ -93,11 +93,13 @@ LOSSES = {
 
 
 def accumulated_backward(
-    model: "CLIP", images: Tensor, ids: Tensor, chunks: int, same: Tensor | None = None
+    model: "CLIP", images: Tensor, ids: Tensor, chunks: int, same: Tensor | None = None,
+    gather: Callable[..., tuple[Tensor, ...]] = lambda *features: features,
 ) -> Tensor:
     """Add the gradient of the whole batch's loss to every .grad, keeping the activations of one chunk at a time.
 
     images (b 3 h w), ids (b t), same (b b) boolean or None, as in the model's own loss -> that loss, without a graph.
+    gather: where several processes share the batch, joins their features, with gradients.
 
     Summing the losses of small batches is not the same: their images meet fewer wrong captions. But the loss depends on
     a batch only through its features, and those are small. So [GradCache, Gao et al. 2021, sec. 3]: embed all chunks
@@ -111,7 +113,7 @@ def accumulated_backward(
     torch.clear_autocast_cache()
 
     image_features, text_features = (torch.cat(parts).requires_grad_() for parts in zip(*features))
-    loss = LOSSES[model.config.loss].loss(model.logits(image_features, text_features), same)
+    loss = LOSSES[model.config.loss].loss(model.logits(*gather(image_features, text_features)), same)
     with torch.autocast(images.device.type, enabled=False):  # a backward pass uses the precisions of its forward pass
         loss.backward()  # reaches the features, the temperature and the bias; the chunks below use neither of the last two
 

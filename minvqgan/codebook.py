@@ -94,16 +94,17 @@ class Codebook(nn.Module):
         # first batch initialises them with encoder outputs. A buffer: a resumed run must know it too.
         self.register_buffer("idle", torch.full((size,), config.restart_after))
         self.register_buffer("share", torch.full((size,), 1 / size))  # of recent choices, per code
+        self.gather = lambda rows: rows  # where several processes share a batch: joins their rows (n ...) -> (all ...)
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantise z (b z g g). Training mode restarts dead codes, much as BatchNorm updates its means."""
         z = self.normalise(z.float(), dim=1)
         rows = rearrange(z.detach(), "b z h w -> (b h w) z")
         if self.training:
-            self.restart_dead_codes(rows)
+            self.restart_dead_codes(self.gather(rows))
         codes = self.choose(rows)                                                          # (b·g·g)
         if self.training:
-            self.count(codes)
+            self.count(self.gather(codes))
         codes = rearrange(codes, "(b h w) -> b h w", h=z.shape[2], w=z.shape[3])
         z_q = self.lookup(codes)
         codebook_term = F.mse_loss(z_q, z.detach())    # moves codes only

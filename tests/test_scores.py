@@ -100,7 +100,8 @@ def test_the_pictures_held_out_from_a_training_are_those_that_score_judges():
 def test_a_report_is_written_at_every_figure_and_leaves_a_foreign_file_alone(tmp_path):
     report = scores.Report(tmp_path / "scores.json", {"count": 16})
     report.add("psnr", 31.41592, percent=False)
-    assert json.loads((tmp_path / "scores.json").read_text()) == {"settings": {"count": 16}, "psnr": 31.4159}
+    assert json.loads((tmp_path / "scores.json").read_text()) == {
+        "settings": {"count": 16}, "printed": {"psnr": ["31.4", ""]}, "psnr": 31.4159}
     (tmp_path / "foreign.json").write_text("{}")
     with pytest.raises(ValueError, match="foreign.json"):
         scores.Report(tmp_path / "foreign.json", {})

@@ -24,7 +24,7 @@ class CLIPRecipe(Options):
     accumulate: int = option(1, "chunks of the batch, one at a time in memory; the gradients stay the same", least=1)
     shift: int | None = option(None, "pixels by which training pictures move at random, both ways (default: a sixteenth of their "
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
-    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
     enough: int = option(3000, "most steps of that share; the time that is left goes to the last model", least=1)
 
@@ -42,7 +42,7 @@ class VQGANRecipe(Options):
     adversarial_weight: float = option(0.8, "strength of the discriminator relative to the reconstruction", least=0)
     shift: int | None = option(None, "pixels by which training pictures move at random, both ways (default: a sixteenth of their "
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
-    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.2, "share of --minutes when all models are trained", least=0, most=1)
     enough: int = option(4000, "most steps of that share; the time that is left goes to the last model", least=1)
 
@@ -59,7 +59,7 @@ class DALLERecipe(Options):
     caption_dropout: float = option(0.1, "share of captions left out, for guidance; 1: train without", least=0, most=1)
     shift: int | None = option(None, "pixels by which training pictures move at random, both ways (default: a sixteenth of their "
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
-    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
+    scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
     share: float = option(0.65, "share of --minutes when all models are trained, and what the others leave", least=0, most=1)
 
 

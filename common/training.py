@@ -26,7 +26,7 @@ from .symptoms import symptoms
 
 SAVE_EVERY = 30  # seconds between checkpoints
 LOG_EVERY = 10  # steps between lines of the log
-HELD_OUT_SHARE = 0.05  # of the time goes to figures of held-out pictures, at the most
+HELD_OUT_SHARE = 0.02  # of the time goes to figures of held-out pictures, at the most
 
 
 def stable_seed(*parts: Any) -> int:
@@ -140,7 +140,7 @@ class Training:
         self.show()
 
     def log_held_out(self, **figures: float) -> None:
-        """Log and print figures of held-out pictures; the next are due after twenty times what these took."""
+        """Log and print figures of held-out pictures; the next are due after fifty times what these took."""
         took = time.monotonic() - self.due_since
         self.next_due = time.monotonic() + max(SAVE_EVERY, took / HELD_OUT_SHARE)
         log.append(self.run.log_path, self.name, self.step, self.seconds, None, figures)

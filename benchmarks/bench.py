@@ -32,17 +32,17 @@ from .timing import alternate, clock, spread
 
 B_32 = CLIPConfig.vit_b_32()
 ROWS = [  # name, the peer's package, ratio to reach on the CPU, and what builds the pair for a device
-    ("CLIP step, toy", "transformers", 1.5, partial(peers.clip_transformers, TOY_CLIP, 128)),
-    ("CLIP step, toy", "open_clip_torch", 1.5, partial(peers.clip_open_clip, TOY_CLIP, 128)),
-    ("CLIP step, ViT-B/32", "transformers", 1.0, partial(peers.clip_transformers, B_32, 8)),
-    ("CLIP step, ViT-B/32", "open_clip_torch", 1.0, partial(peers.clip_open_clip, B_32, 8)),
-    ("GPT step, toy", "transformers", 1.5, partial(peers.gpt_step_transformers, TOY_DALLE, 48)),
-    ("GPT step, toy", "dalle-pytorch", 4.0, partial(peers.gpt_step_dalle_pytorch, TOY_DALLE, 48)),
+    ("CLIP step, toy", "transformers", 1.3, partial(peers.clip_transformers, TOY_CLIP, 128)),
+    ("CLIP step, toy", "open_clip_torch", 1.3, partial(peers.clip_open_clip, TOY_CLIP, 128)),
+    ("CLIP step, ViT-B/32", "transformers", 1.1, partial(peers.clip_transformers, B_32, 8)),
+    ("CLIP step, ViT-B/32", "open_clip_torch", 1.1, partial(peers.clip_open_clip, B_32, 8)),
+    ("GPT step, toy", "transformers", 2.0, partial(peers.gpt_step_transformers, TOY_DALLE, 48)),
+    ("GPT step, toy", "dalle-pytorch", 5.0, partial(peers.gpt_step_dalle_pytorch, TOY_DALLE, 48)),
     ("sampling 64, toy", "transformers", 3.0, partial(peers.sampling_transformers, TOY_DALLE, 64, 1.0)),
     ("sampling 64, toy", "dalle-pytorch", 5.0, partial(peers.sampling_dalle_pytorch, TOY_DALLE, 64, 1.0)),
     ("sampling 64, guided", "transformers", 3.0, partial(peers.sampling_transformers, TOY_DALLE, 64, 3.0)),
     ("sampling 64, guided", "dalle-pytorch", 5.0, partial(peers.sampling_dalle_pytorch, TOY_DALLE, 64, 3.0)),
-    ("VQGAN step, toy", "diffusers", 1.2, partial(peers.vqgan_diffusers, VQGANConfig(), 16)),
+    ("VQGAN step, toy", "diffusers", 1.5, partial(peers.vqgan_diffusers, VQGANConfig(), 16)),
 ]
 
 

@@ -1,6 +1,6 @@
 """Train on several devices or machines at once [DDP: Li et al. 2020, sec. 2.1].
 
-    torchrun --nproc-per-node 2 train.py ...
+    torchrun --nproc-per-node 2 -- train.py ...     without the --, torchrun takes --run for one of its own flags
 
     draw the same batch, from the same seed     in every process
     share: take a part of it                    process 0, of 2: the first half
@@ -43,6 +43,7 @@ def processes() -> Iterator[None]:
         if not LEADER:
             ignore_output()
         yield
+        agree(None)  # nobody leaves before the leader, to whom the others are connected
         dist.destroy_process_group()
     except USER_ERRORS:
         if not LEADER:

@@ -1,6 +1,7 @@
 """Several processes train as one: what torchrun starts, started here by the variables that it sets."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 from conftest import ROOT, TINY, TINY_JOB, trains
 from common import log, parallel
@@ -63,6 +65,7 @@ def test_only_the_leader_prints_and_logs(pair):
     assert "dalle: 10 steps" in printed[0] and printed[1] == ""
     losses = [[float(row["loss"]) for row in log.read(folder / "log.csv") if row["loss"]] for folder in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # those of the whole batch
+    assert [sum(not row["loss"] for row in log.read(folder / "log.csv")) for folder in (one, two)] == [3, 3]  # held-out figures
 
 
 def test_a_run_goes_on_with_another_number_of_processes(pair, tmp_path):
@@ -80,6 +83,12 @@ def test_a_process_that_dies_ends_the_others_with_one_line(folder, tmp_path):
     _, errors = leader.communicate(timeout=60)
     assert leader.returncode == 2 and errors == ("train.py: another process of this training has ended; the last checkpoint is whole: "
                                                  "--resume continues it\n")
+
+
+def test_torchrun_takes_none_of_our_flags_for_its_own():
+    words = shlex.split(next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("torchrun")), comments=True)
+    args = get_args_parser().parse_args([*words[1:], "--run", "runs/two", "--seed", "1"])
+    assert args.training_script == "train.py" and args.training_script_args == ["--run", "runs/two", "--seed", "1"]
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch):

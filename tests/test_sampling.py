@@ -185,7 +185,7 @@ def test_score_of_a_folder_looks_at_its_held_out_pictures_and_shows_what_is_clos
 def test_score_refuses_published_weights_and_models_of_several_data_sets(trained, published, tmp_path):
     assert "nothing to score it on" in refused("sample", "score", "--run", trained, "--clip", published / "clip", "--merges", published / "clip")
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("samples"))
-    trains("vqgan", "--run", tmp_path / "other", "--steps", 1, *TINY["vqgan"].split())
+    trains("vqgan", "--run", tmp_path / "other", "--steps", 1, "--scenes", 64, *TINY["vqgan"].split())
     (tmp_path / "run" / "vqgan.pt").write_bytes((tmp_path / "other" / "vqgan.pt").read_bytes())
     assert "vqgan.pt was trained on shapes" in refused("sample", "score", "--run", tmp_path / "run")
 

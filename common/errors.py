@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import data
 import mindalle
@@ -47,14 +48,24 @@ def one_line_errors(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except USER_ERRORS as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
     except KeyboardInterrupt as error:
         print(f"\n{name}: {error or 'interrupted'}", file=sys.stderr)
-        raise SystemExit(130) from None
+        leave(130)
     except BrokenPipeError as error:
         ignore_output()
         print(f"{name}: the output was closed: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        leave(1)
+
+
+def leave(code: int) -> NoReturn:
+    """End the script with an exit code; at once where several processes train, since threads of torch that are cut off from a dead
+    process can abort Python's own way of ending."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
 
 
 def ignore_output() -> None:

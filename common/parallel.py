@@ -44,11 +44,12 @@ def processes() -> Iterator[None]:
             ignore_output()
         yield
         agree(None)  # nobody leaves before the leader, to whom the others are connected
-        dist.destroy_process_group()
     except USER_ERRORS:
         if not LEADER:
             time.sleep(5)  # the leader most likely says the same; torchrun then ends this process before it speaks
         raise
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line(folder, tmp_path):
         assert leader.poll() is None, leader.stderr.read()
     other.kill()
     _, errors = leader.communicate(timeout=60)
-    assert leader.returncode == 2 and errors == ("train.py: another process of this training has ended; the last checkpoint is whole: "
+    assert (leader.returncode, errors) == (2, "train.py: another process of this training has ended; the last checkpoint is whole: "
                                                  "--resume continues it\n")
 
 

@@ -1,11 +1,12 @@
 """Time our models beside the libraries that people would use instead: same shapes, optimiser and, if they fit, weights.
 
-    python -m benchmarks.bench                    every row, on the CPU, each side in the precision in which it is faster
+    python -m benchmarks.bench                    every row, on the CPU, each side in its faster precision
     python -m benchmarks.bench --only sampling    rows with this in their names; --profile shows the operators
     python -m benchmarks.bench --cuda             on a GPU in bf16, and the 1.3 B model against the hardware's limits
 
 A ratio is the peer's seconds over ours in the same round: above 1 we are faster. Its median, least and most over
-the rounds are printed. Freed memory is kept for both sides (common/precision.py). A row whose peer is not installed is skipped; this installs all of them:
+the rounds are printed. Freed memory is kept for both sides (common/precision.py). A row whose peer is not installed
+is skipped; this installs all of them:
 
     pip install transformers diffusers
     pip install --no-deps open_clip_torch ftfy wcwidth dalle-pytorch axial-positional-embedding rotary-embedding-torch

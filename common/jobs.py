@@ -155,7 +155,10 @@ def resumed(job: Job, saved: Job, typed: Fields) -> Job:
 
 
 def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
-    """Return a model's config and recipe: the checkpoint's when resuming, or else the defaults; then what was typed."""
+    """Return a model's config and recipe: the checkpoint's when resuming, or else the defaults; then what was typed.
+
+    Raises InputError for a setting that cannot change, or a model that others have learned from.
+    """
     values, state = run.job.flags.get(model, {}), run.state(model)
     if "scenes" in values and run.job.data != "shapes":
         raise InputError(f"--scenes is for the shapes world, and {run.job.data} has its own pictures: leave it out")

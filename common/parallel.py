@@ -82,7 +82,7 @@ def agree(value: Any) -> Any:
 
 
 def share(*batch: Tensor) -> tuple[Tensor, ...]:
-    """Take this process's part of each tensor (b ...) -> (b/processes ...)"""
+    """Take this process's part of each tensor (b ...) -> (b/processes ...). Raises InputError if they do not share evenly."""
     count = len(batch[0])
     if count % WORLD:
         raise InputError(f"a batch of {count} cannot be shared among {WORLD} processes: choose a --batch-size that divides by {WORLD}")

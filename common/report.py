@@ -109,7 +109,8 @@ def typed(job: dict[str, Any], model: str) -> str:
 def data_line(state: dict[str, Any]) -> str:
     """Name the data that a model was trained on, and say how much of it there was."""
     job, facts = state.get("job", state), state.get("facts", {})
-    counts = [f"{count:,} pictures {'to train on' if split == 'train' else 'held out'}" for split, count in facts.get("pictures", {}).items()]
+    counts = [f"{count:,} pictures {'to train on' if split == 'train' else 'held out'}"
+              for split, count in facts.get("pictures", {}).items()]
     source = "the shapes world" if job.get("data") == "shapes" else str(job.get("data", "unknown"))
     return f"Data: {', '.join([source, *filter(None, [facts.get('about')]), *counts])}."
 

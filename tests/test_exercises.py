@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 import data
 import mindalle
 import minclip
-import minvqgan
 from mindalle import unclip
 
 PAGE = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import data
 import mindalle
@@ -56,16 +55,22 @@ def one_line_errors(main: Callable[[], None]) -> None:
         ignore_output()
         print(f"{name}: the output was closed: {error}", file=sys.stderr)
         leave(1)
+    else:
+        leave(0)
 
 
-def leave(code: int) -> NoReturn:
-    """End the script with an exit code; at once where several processes train, since threads of torch that are cut off from a dead
-    process can abort Python's own way of ending."""
+def leave(code: int) -> None:
+    """End the script with an exit code, at once where several processes train.
+
+    Python's own way of ending aborts there now and then: a thread of torch that still has a message to drop, or that is cut off from a
+    dead process, finds the interpreter gone.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    raise SystemExit(code) from None
+    if code:
+        raise SystemExit(code) from None
 
 
 def ignore_output() -> None:

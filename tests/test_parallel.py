@@ -13,6 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from conftest import ROOT, TINY, TINY_JOB, trains
 from common import log, parallel
+from common.errors import one_line_errors
 
 MODELS = ("clip", "vqgan", "dalle")
 SHARED = "--device cpu --precision fp32"
@@ -83,6 +84,15 @@ def test_a_process_that_dies_ends_the_others_with_one_line(folder, tmp_path):
     _, errors = leader.communicate(timeout=60)
     assert (leader.returncode, errors) == (2, "train.py: another process of this training has ended; the last checkpoint is whole: "
                                                  "--resume continues it\n")
+
+
+def test_several_processes_end_at_once_as_python_would_abort_now_and_then(monkeypatch):
+    ends = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    one_line_errors(lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one_line_errors(lambda: None)
+    assert ends == [0]
 
 
 def test_torchrun_takes_none_of_our_flags_for_its_own():

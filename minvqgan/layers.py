@@ -16,13 +16,20 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Normalise groups of channels in the weights' precision: on a CPU, bf16 takes four to six times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def group_norm(channels: int) -> GroupNorm:
     """Return a GroupNorm of 32 groups, or of fewer where a group would hold fewer than four channels.
 
     Four is the smallest group in the published models. With one channel per group, every channel would lose its
     mean over the image, and before the last convolution this mean is the image's colour.
     """
-    return nn.GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels, eps=1e-6)
+    return GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

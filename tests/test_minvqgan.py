@@ -626,6 +626,13 @@ def test_padding_on_the_way_down_is_right_and_bottom_only():
     assert torch.equal(down(image)[0, 0], torch.tensor([[0.0, 2.0], [8.0, 10.0]]))
 
 
+def test_group_norm_computes_in_the_precision_of_its_weights_since_bf16_is_slow():
+    norm = minvqgan.layers.group_norm(8)
+    x = torch.randn(2, 8, 4, 4)
+    assert norm(x.bfloat16()).dtype == torch.float32
+    assert norm.double()(x).dtype == torch.float64
+
+
 def test_group_norm_has_32_groups_for_published_widths_and_never_one_channel_a_group():
     assert [minvqgan.layers.group_norm(c).num_groups for c in (128, 256, 512)] == [32, 32, 32]
     assert all(c // minvqgan.layers.group_norm(c).num_groups >= 4 for c in (4, 8, 12, 16, 20, 32, 48, 96))

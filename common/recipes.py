@@ -33,7 +33,7 @@ class CLIPRecipe(Options):
 class VQGANRecipe(Options):
     steps: int = option(1800, "optimiser steps", least=1)
     batch_size: int = option(16, "images per step", least=1)
-    learning_rate: float = option(5e-3, "highest learning rate, after the warm-up", least=0)
+    learning_rate: float = option(8e-3, "highest learning rate, after the warm-up", least=0)
     warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(1.0, "learning-rate multiplier for codebook, outer layers, norm gains and biases", least=0)
     discriminator: bool = option(False, "train against a patch discriminator: sharper pictures, slower steps")
@@ -51,7 +51,7 @@ class VQGANRecipe(Options):
 class DALLERecipe(Options):
     steps: int = option(2500, "optimiser steps", least=1)
     batch_size: int = option(48, "captioned images per step", least=1)
-    learning_rate: float = option(4e-3, "highest learning rate, after the warm-up", least=0)
+    learning_rate: float = option(9e-3, "highest learning rate, after the warm-up", least=0)
     warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(1.0, "learning-rate multiplier for embeddings, heads, norm gains and biases", least=0)
     weight_decay: float = option(0.05, "weight decay of the matrices", least=0)

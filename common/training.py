@@ -5,6 +5,7 @@ goes on from its last checkpoint to the very weights it would have had.
 """
 
 import dataclasses
+import itertools
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from .jobs import Budget
 from .parallel import LEADER, WORLD, agree, mean, same_weights
 from .runs import Run
 from .symptoms import symptoms
+from .threads import choose_threads
 
 SAVE_EVERY = 30  # seconds between checkpoints
 LOG_EVERY = 10  # steps between lines of the log
@@ -104,8 +106,12 @@ class Training:
                 part.train()
         self.first_step, self.first_seconds, self.started = self.step, self.seconds, time.monotonic()
         self.shown, self.next_due = self.started, self.started + SAVE_EVERY
+        # a training of so many steps ends with the same weights whenever it is repeated, so it keeps to its threads
+        adapt = self.budget.minutes and self.run.device == "cpu" and WORLD == 1
+        threads = choose_threads(lambda line: self.print_line(f"{self.name}: {line}", end="\n")) if adapt else itertools.repeat(None)
         try:
             while self.done < 1 and not self.stopped_by:
+                next(threads)
                 yield self.step, self.done
             agree(None)  # the others wait here until the leader has saved what they may need next
         finally:

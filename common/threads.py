@@ -1,0 +1,42 @@
+"""Use as many threads as help, on a machine that others use too.
+
+The threads of torch share every operation, and each waits for the slowest. It waits in a loop that keeps its core busy. Where
+another process has one of the cores, all of them wait for it: on two cores, a step of DALL·E then takes four times as long as
+on a quiet machine, and twice as long as with one thread.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import torch
+
+MOST = torch.get_num_threads()  # that torch may use: as many as there are cores, or OMP_NUM_THREADS
+TRIED = 5  # steps with each number of threads; the first two, in which torch and the caches settle, do not count
+EVERY = 60  # seconds from one choice to the next
+
+
+def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
+    """Choose the number of threads by a training's own steps, one of which is to follow each next(): try all, half of them, ..., one.
+
+    Threads decide in which order numbers are added, and so how sums are rounded: not for what is to be repeated exactly.
+    say: is told, in a line, whenever the number changes
+    """
+    chosen = MOST
+    while True:
+        took = {}
+        for number in (MOST >> halvings for halvings in range(MOST.bit_length())):
+            torch.set_num_threads(number)
+            seconds = []
+            for _ in range(TRIED):
+                start = time.perf_counter()
+                yield
+                seconds.append(time.perf_counter() - start)
+            took[number] = 1000 * median(seconds[2:])
+        before, chosen = chosen, min(took, key=took.get)
+        torch.set_num_threads(chosen)
+        if chosen != before:
+            say(f"{chosen} of {MOST} threads from here on: a step takes {took[chosen]:.0f} ms, with {before} it takes {took[before]:.0f}")
+        end = time.monotonic() + EVERY
+        while time.monotonic() < end:
+            yield

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: models so small are slower with more
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -212,7 +212,7 @@ def test_a_cut_or_empty_log_is_mended_and_goes_on(folder, tmp_path, damage):
 def test_a_closed_pipe_stops_training_saves_and_fails(folder, tmp_path):
     words = ["vqgan", "--data", folder, "--run", tmp_path, "--steps", 100000, "--device", "cpu",
              "--precision", "fp32", *TINY["vqgan"].split()]
-    often = "import sys, train; from common import training; training.SAVE_EVERY = 1; from common.errors import one_line_errors; " \
+    often = "import sys, train; from common import training; training.SAVE_EVERY = 0.2; from common.errors import one_line_errors; " \
             "one_line_errors(lambda: train.main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", often, *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 MOST = torch.get_num_threads()  # that torch may use: as many as there are cores, or OMP_NUM_THREADS
-TRIED = 5  # steps with each number of threads; the first two, in which torch and the caches settle, do not count
+TRIED = 5  # steps with each number of threads; their median passes over the first ones, in which torch and the caches settle
 EVERY = 60  # seconds from one choice to the next
 
 
@@ -23,20 +23,23 @@ def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
     say: is told, in a line, whenever the number changes
     """
     chosen = MOST
-    while True:
-        took = {}
-        for number in (MOST >> halvings for halvings in range(MOST.bit_length())):
-            torch.set_num_threads(number)
-            seconds = []
-            for _ in range(TRIED):
-                start = time.perf_counter()
+    try:
+        while True:
+            took = {}
+            for number in (MOST >> halvings for halvings in range(MOST.bit_length())):
+                torch.set_num_threads(number)
+                seconds = []
+                for _ in range(TRIED):
+                    start = time.perf_counter()
+                    yield
+                    seconds.append(time.perf_counter() - start)
+                took[number] = 1000 * median(seconds)
+            before, chosen = chosen, min(took, key=took.get)
+            torch.set_num_threads(chosen)
+            if chosen != before:
+                say(f"{chosen} of {MOST} threads from here on: a step takes {took[chosen]:.0f} ms, with {before} it takes {took[before]:.0f}")
+            end = time.monotonic() + EVERY
+            while time.monotonic() < end:
                 yield
-                seconds.append(time.perf_counter() - start)
-            took[number] = 1000 * median(seconds[2:])
-        before, chosen = chosen, min(took, key=took.get)
-        torch.set_num_threads(chosen)
-        if chosen != before:
-            say(f"{chosen} of {MOST} threads from here on: a step takes {took[chosen]:.0f} ms, with {before} it takes {took[before]:.0f}")
-        end = time.monotonic() + EVERY
-        while time.monotonic() < end:
-            yield
+    finally:
+        torch.set_num_threads(chosen)  # the training may have ended while it tried

@@ -59,6 +59,15 @@ def test_the_first_steps_with_a_number_do_not_count_as_torch_settles_in_them(mon
     assert machine.threads == 4 and not said
 
 
+def test_a_training_that_ends_while_it_tries_leaves_the_number_chosen_before(monkeypatch):
+    machine = Machine(monkeypatch, t4=0.03, t2=0.05, t1=0.095)
+    choice = threads.choose_threads(print)
+    machine.train(threads.TRIED + 2, choice)
+    assert machine.threads == 2
+    choice.close()
+    assert machine.threads == 4
+
+
 @pytest.mark.parametrize("length, chosen", [(["--steps", 3], 0), (["--minutes", 0.01], 1)])
 def test_a_training_of_so_many_steps_keeps_all_threads_so_that_it_can_be_repeated_exactly(length, chosen, folder, tmp_path, monkeypatch):
     asked = []

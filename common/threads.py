@@ -37,7 +37,7 @@ def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
             before, chosen = chosen, min(took, key=took.get)
             torch.set_num_threads(chosen)
             if chosen != before:
-                say(f"{chosen} of {MOST} threads from here on: a step takes {took[chosen]:.0f} ms, with {before} it takes {took[before]:.0f}")
+                say(f"{chosen} of {MOST} threads from here on: {took[chosen]:.0f} ms a step instead of {took[before]:.0f}")
             end = time.monotonic() + EVERY
             while time.monotonic() < end:
                 yield

@@ -31,7 +31,7 @@ def test_the_number_of_threads_with_which_steps_are_fastest_is_used_and_said(mon
     machine, said = Machine(monkeypatch, t4=0.225, t2=0.1, t1=0.095), []
     machine.train(3 * threads.TRIED + 20, threads.choose_threads(said.append))
     assert machine.used == [4] * threads.TRIED + [2] * threads.TRIED + [1] * threads.TRIED + [1] * 20
-    assert said == ["1 of 4 threads from here on: a step takes 95 ms, with 4 it takes 225"]
+    assert said == ["1 of 4 threads from here on: 95 ms a step instead of 225"]
 
 
 def test_when_the_other_process_ends_all_threads_are_used_again(monkeypatch):
@@ -40,7 +40,7 @@ def test_when_the_other_process_ends_all_threads_are_used_again(monkeypatch):
     machine.train(100, choice)
     machine.seconds = {4: 0.03, 2: 0.05, 1: 0.095}
     machine.train(int(threads.EVERY / 0.095) + 3 * threads.TRIED, choice)
-    assert machine.threads == 4 and said[1:] == ["4 of 4 threads from here on: a step takes 30 ms, with 1 it takes 95"]
+    assert machine.threads == 4 and said[1:] == ["4 of 4 threads from here on: 30 ms a step instead of 95"]
 
 
 def test_on_a_quiet_machine_next_to_all_steps_have_all_threads_and_nothing_is_said(monkeypatch):

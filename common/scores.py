@@ -191,7 +191,7 @@ def score_shapes(models: Models, report: Report, how: Drawing, count: int, draws
         report.add("kept", agreement(redrawn, captions["unseen"]), f"ceiling {ceiling['unseen']:.1%}")
     if "dalle" in there:
         for split in data.SPLITS:
-            many = best_of if split != "train" and "clip" in there else 1  # captions of the training are a comparison, no goal
+            many = best_of if split != "train" and "clip" in there else 1  # those that training showed are for comparison
             plain, reranked = match(models, captions[split][:draws], how, many, seed)
             report.add(f"match {split}", plain, f"ceiling {ceiling[split]:.1%}")
             if many > 1:

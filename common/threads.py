@@ -19,7 +19,7 @@ EVERY = 60  # seconds from one choice to the next
 def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
     """Choose the number of threads by a training's own steps, one of which is to follow each next(): try all, half of them, ..., one.
 
-    Threads decide in which order numbers are added, and so how sums are rounded: not for what is to be repeated exactly.
+    The number of threads decides how sums are rounded, so this is not for a training that is to be repeated exactly.
     say: is told, in a line, whenever the number changes
     """
     chosen = MOST

@@ -106,7 +106,7 @@ class Training:
                 part.train()
         self.first_step, self.first_seconds, self.started = self.step, self.seconds, time.monotonic()
         self.shown, self.next_due = self.started, self.started + SAVE_EVERY
-        # a training of so many steps ends with the same weights whenever it is repeated, so it keeps to its threads
+        # with --steps alone all threads stay: repeated, such a training ends with the very same weights
         adapt = self.budget.minutes and self.run.device == "cpu" and WORLD == 1
         threads = choose_threads(lambda line: self.print_line(f"{self.name}: {line}", end="\n")) if adapt else itertools.repeat(None)
         try:

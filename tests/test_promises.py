@@ -64,7 +64,7 @@ def test_a_package_imports_nothing_but_the_standard_library_torch_and_einops(pac
 def test_a_package_works_when_copied_alone_into_an_empty_folder(tmp_path):
     for package in ALONE:
         shutil.copytree(ROOT / package, tmp_path / package / package)
-    code = (f"import importlib, sys; path = sys.path[1:]\n"  # without the folder that Python was started in
+    code = ("import importlib, sys; path = sys.path[1:]\n"  # without the folder that Python was started in
             f"for package in {ALONE}:\n"
             f"    sys.path = [f'{tmp_path}/{{package}}', *path]; module = importlib.import_module(package)\n"
             f"    assert module.__file__.startswith(sys.path[0]) and all(hasattr(module, name) for name in module.__all__)\n"

@@ -118,7 +118,7 @@ def gpt_2(ours: DALLE) -> nn.Module:
 
     config, weights = ours.config, {}
     peer = GPT2LMHeadModel(GPT2Config(
-        vocab_size=config.text_vocab + config.image_vocab, n_positions=config.length + 1, n_embd=config.width,
+        vocab_size=config.text_vocab + config.image_vocab, n_positions=config.length, n_embd=config.width,
         n_layer=config.layers, n_head=config.heads, activation_function="gelu", tie_word_embeddings=False,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None))
     names = {"blocks.": "h.", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj",
@@ -158,11 +158,11 @@ def gpt_step_transformers(config: DALLEConfig, b: int, device: str) -> Pair:
     ids = torch.cat([text, v + codes], dim=1)                                        # (b t+n)
 
     def loss() -> Tensor:
-        logits = peer(ids[:, :-1], use_cache=False).logits
+        logits = peer(ids, use_cache=False).logits[:, :-1]
         return F.cross_entropy(rearrange(logits, "b n v -> (b n) v").float(), rearrange(ids[:, 1:], "b n -> (b n)"))
     with torch.no_grad():
-        logits = peer.eval()(ids[:, :-1]).logits
-        same = difference(ours(text, codes), [logits[:, : t - 1, :v], logits[:, t - 1 :, v:]])
+        logits = peer.eval()(ids).logits
+        same = difference(ours(text, codes), [logits[:, : t - 1, :v], logits[:, t - 1 : -1, v:]])
     return Pair(dalle_step(ours, text, codes), training_step(peer, loss), same)
 
 

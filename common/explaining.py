@@ -110,8 +110,8 @@ def looks(dalle: mindalle.DALLE, text: Tensor, codes: Tensor) -> Tensor:
     """
     with recorded(dalle) as maps:
         dalle(text, codes)
-    t, last = dalle.config.text_length, (0, 1)  # the last code drawn is read by none: a column of zeros
-    looked = torch.stack([F.pad(layer.mean(dim=1)[:, t - 1 :], last) for layer in maps], dim=1)   # (b l n t+n)
+    t = dalle.config.text_length
+    looked = torch.stack([layer.mean(dim=1)[:, t - 1 : -1] for layer in maps], dim=1)             # (b l n t+n)
     looked = looked[:, :, dalle.steps]
     return torch.cat([looked[..., :t], looked[..., t:][..., dalle.steps]], dim=-1)
 

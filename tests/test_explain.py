@@ -44,9 +44,9 @@ def test_the_recorder_sees_every_layer_in_order_and_leaves_no_hook(dalle):
         dalle(text, codes)
         with recorded(dalle.blocks[1]) as last:
             dalle(text, codes)
-    assert [weights.shape for weights in maps[:2]] == [(2, 2, 12, 12)] * 2 and len(maps) == 4 and len(last) == 1
+    assert [weights.shape for weights in maps[:2]] == [(2, 2, 13, 13)] * 2 and len(maps) == 4 and len(last) == 1
     assert maps[1].equal(last[0]) and not maps[0].equal(last[0])
-    torch.testing.assert_close(maps[0].sum(dim=-1), torch.ones(2, 2, 12))
+    torch.testing.assert_close(maps[0].sum(dim=-1), torch.ones(2, 2, 13))
     assert hooks(dalle) == 0
 
 

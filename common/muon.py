@@ -54,19 +54,19 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring all singular values near 1, (k m n) -> (k m n), by five steps of an odd polynomial of each matrix.
+    """Bring singular values nearer to 1, (k m n) -> (k m n), by three steps of an odd polynomial of each matrix.
 
     With X = U S V', the product (a + b XX' + c (XX')²) X is U (a S + b S³ + c S⁵) V', so no decomposition is needed. The
-    five brackets are multiplied first, since XX' is smaller than X.
+    three brackets are multiplied first, since XX' is smaller than X.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     square, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)
-    product = one
-    for _ in range(5):
+    bracket = product = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+    for _ in range(2):
+        square = bracket @ square @ bracket  # XX' of the next step's X
         bracket = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
         product = bracket @ product
-        square = bracket @ square @ bracket  # XX' of the next step's X
     x = product @ x
     return x if wide else x.mT

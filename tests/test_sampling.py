@@ -13,10 +13,10 @@ from PIL import Image
 import mindalle
 import sample
 import seeded
-import test_minclip
-import test_mindalle
-import test_minvqgan
+import test_clip_pretrained
+import test_dalle_pretrained
 import test_unclip_pretrained
+import test_vqgan_pretrained
 from common import scores
 from common.drawing import Drawing, at_once, drawing, generate_images
 from common.guiding import Guiding, guiding
@@ -230,16 +230,17 @@ def published(tmp_path_factory):
     clip, dalle = place / "clip", place / "1.3B"
     clip.mkdir()
     dalle.mkdir()
-    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *test_minclip.FIRST_MERGES]))
-    (clip / "config.json").write_text(json.dumps(test_minclip.hugging_face_config(vocab_size=524)))
-    torch.save(test_minclip.filled(test_minclip.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *test_clip_pretrained.FIRST_MERGES]))
+    (clip / "config.json").write_text(json.dumps(test_clip_pretrained.hugging_face_config(vocab_size=524)))
+    torch.save(test_clip_pretrained.filled(test_clip_pretrained.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
 
-    sizes = dict(text_vocab=len(test_mindalle.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
-    test_mindalle.publish_tokenizer(dalle / "tokenizer")
-    weights = {name: seeded.fill(name, shape) for name, shape in test_mindalle.published_shapes(**sizes).items()}
+    sizes = dict(text_vocab=len(test_dalle_pretrained.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
+    test_dalle_pretrained.publish_tokenizer(dalle / "tokenizer")
+    weights = {name: seeded.fill(name, shape) for name, shape in test_dalle_pretrained.published_shapes(**sizes).items()}
     torch.save({"state_dict": weights}, dalle / "stage2_last.ckpt")
-    (dalle / "config.yaml").write_text(test_mindalle.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16"))
-    stage1 = {name: seeded.fill(name, shape) for name, shape in test_minvqgan.STATES["vq"].items()}
+    yaml = test_dalle_pretrained.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16")
+    (dalle / "config.yaml").write_text(yaml)
+    stage1 = {name: seeded.fill(name, shape) for name, shape in test_vqgan_pretrained.STATES["vq"].items()}
     torch.save({"state_dict": stage1}, dalle / "stage1_last.ckpt")
     return place
 

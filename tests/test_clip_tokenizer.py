@@ -1,0 +1,184 @@
+"""Claims about minclip's tokenizer, each exact or against a reference, each able to fail."""
+
+import gzip
+import os
+import random
+
+import pytest
+import torch
+
+import minclip
+from minclip import InputError, Tokenizer, normalise
+from small_clip import CAPTIONS
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(CAPTIONS, 640)
+
+
+def test_ids_of_single_letters_are_those_of_the_published_vocabulary():
+    encoded = Tokenizer([]).encode("A . 5 o ' & !", 9)
+    assert encoded.tolist() == [[512, 320, 269, 276, 334, 262, 261, 256, 513]]
+
+
+def test_merges_are_replayed_in_the_order_in_which_they_were_learnt():
+    tokenizer = Tokenizer([("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "d</w>")])
+    assert tokenizer.encode("abcd", 3).tolist() == [[516, 515, 517]]
+    assert tokenizer.encode("abd", 4).tolist() == [[516, 513, 256 + 67, 517]]
+
+
+def test_training_merges_the_most_frequent_pair_first():
+    merges = Tokenizer.train(["aab aab", "aac"], 515).merges
+    assert merges == [("a", "a")]
+    # "aa" "b</w>" stands twice, "aa" "c</w>" once; after both every word is one token
+    assert Tokenizer.train(["aab aab", "aac"], 640).merges == [("a", "a"), ("aa", "b</w>"), ("aa", "c</w>")]
+
+
+def test_training_counts_a_caption_as_often_as_it_stands_there():
+    assert Tokenizer.train(["ab", "ab", "ab", "yz yz"], 515).merges == [("a", "b</w>")]
+
+
+def test_training_counts_as_if_it_recounted_every_pair_after_every_merge():
+    words = {"".join(random.Random(seed).choices("abc", k=8)): 1 + seed % 3 for seed in range(40)}
+    slow, tokens = [], {word: minclip.tokenizer.split_bytes(word) for word in words}
+    for _ in range(30):
+        counts = {}
+        for word, count in words.items():
+            for pair in zip(tokens[word], tokens[word][1:]):
+                counts[pair] = counts.get(pair, 0) + count
+        slow.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        tokens = {word: minclip.tokenizer.merge(tokens[word], slow[-1]) for word in words}
+    assert minclip.tokenizer.learn_merges(words, 30) == slow
+
+
+def test_training_does_not_depend_on_the_order_of_the_captions(tokenizer):
+    shuffled = random.Random(0).sample(CAPTIONS, len(CAPTIONS))
+    assert Tokenizer.train(shuffled, 640).merges == tokenizer.merges
+    assert Tokenizer.train(iter(shuffled), 640).fingerprint == tokenizer.fingerprint
+
+
+def test_training_on_few_words_stops_when_every_word_is_one_token(tokenizer):
+    assert 514 < tokenizer.vocab_size < 640
+    assert tokenizer.encode(CAPTIONS, 9).shape == (64, 9)
+    assert (tokenizer.encode(CAPTIONS, 9)[:, -1] == tokenizer.end).all()
+    assert Tokenizer.train(CAPTIONS, 530).vocab_size == 530
+
+
+def test_a_vocabulary_smaller_than_the_bytes_is_refused():
+    assert Tokenizer.train(CAPTIONS, 514).merges == []
+    with pytest.raises(InputError, match="514 or more"):
+        Tokenizer.train(CAPTIONS, 513)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("It's   5 o'clock &amp; RAINING!!", "it 's 5 o ' clock & raining !!"),
+    ("&amp;lt;3 &amp;amp;amp;", "< 3 &"),
+    ("<b> &amp;amp;amp;", "< b > & amp ;"),
+    ("\t a\u00a0b\n\nc \u3000", "a b c"),
+    ("12²½Ⅷ x2y", "1 2 ² ½ ⅷ x 2 y"),
+    ("“they’re” here", "\" they 're \" here"),
+    ("cafe\u0301 ÉCOLE", "caf\u00e9 école"),
+    ("snake_case 一二 मानक", "snake _ case 一二 म ा नक"),
+    ("half \ud800 pair \ud83d\ude00", "half \ufffd pair \U0001f600"),
+    ("ﬁne ＡＢＣ　ﾊﾝ ŉ \x80\x93\x94", "fine abc ハン ' n €\"\""),
+    ("red\x00dish \x1b[31mcircle\x1b[0m\ufeff", "reddish circle"),
+    ("'ſ café", "'ſ café"),
+    ("", ""), (" \n ", ""),
+])
+def test_normalise_cuts_words_as_documented(text, words):
+    assert normalise(text) == words
+
+
+def test_decoding_returns_the_normalised_text_for_any_unicode(tokenizer):
+    generator = random.Random(0)
+    special = "' 's ’ll &amp; &#39; &lt </w> <|endoftext|> \x00 \u200d ! ² İ ς".split(" ") + [" ", "\n"]
+    sources = (
+        lambda: chr(generator.randrange(0x110000)),
+        lambda: generator.choice(special),
+        lambda: chr(generator.randrange(32, 127)),
+        lambda: generator.choice(CAPTIONS[0].split()),
+    )
+    for _ in range(1500):
+        text = "".join(generator.choice(sources)() for _ in range(generator.randrange(12)))
+        row = tokenizer.encode(text, 128)[0]
+        assert tokenizer.decode(row) == normalise(text), repr(text)
+        assert (row == tokenizer.end).sum() == 1 and (row == tokenizer.start).sum() == 1
+
+
+def test_a_special_token_in_a_caption_is_only_characters(tokenizer):
+    row = tokenizer.encode("red <|endoftext|> circle <|startoftext|>", 48)[0]
+    assert (row == tokenizer.end).sum() == 1 and (row == tokenizer.start).sum() == 1
+    assert tokenizer.decode(row) == "red <|endoftext|> circle <|startoftext|>"
+
+
+def test_decoding_stops_at_the_end_and_so_tells_padding_from_exclamation_marks(tokenizer):
+    row = tokenizer.encode("red!", 8)[0]
+    assert tokenizer.decode(row) == tokenizer.decode(row.tolist()) == "red !"
+    assert tokenizer.decode([0, 0, 256, tokenizer.end, 0, 300]) == "!!!"
+    assert tokenizer.decode(tokenizer.encode("€", 8)[0, 1:2]) == "\ufffd"  # the first of its three bytes
+
+
+def test_rows_are_start_words_end_and_zeros(tokenizer):
+    rows = tokenizer.encode(["red", "a red circle"], 6)
+    red = tokenizer.ids["red</w>"]
+    assert rows.dtype == torch.int64
+    assert rows[0].tolist() == [tokenizer.start, red, tokenizer.end, 0, 0, 0]
+    assert rows[1, [0, 2, 4, 5]].tolist() == [tokenizer.start, red, tokenizer.end, 0]
+    assert torch.equal(tokenizer.encode("red", 6), rows[:1])
+    assert tokenizer.end == tokenizer.vocab_size - 1 == tokenizer.start + 1
+    assert tokenizer.encode([], 6).shape == (0, 6)
+
+
+def test_a_caption_too_long_is_refused_with_its_length_the_limit_and_the_remedy(tokenizer):
+    assert tokenizer.encode("red circle", 4).shape == (1, 4)
+    with pytest.raises(InputError, match="takes 5 tokens .* limit is 4: shorten it, or pass truncate=True"):
+        tokenizer.encode("red red circle", 4)
+
+
+def test_truncating_keeps_the_first_tokens_and_makes_the_last_one_end(tokenizer):
+    whole = tokenizer.encode("red green blue", 5)[0]
+    cut = tokenizer.encode("red green blue", 4, truncate=True)[0]
+    assert cut.tolist() == [*whole[:3].tolist(), tokenizer.end]
+    assert torch.equal(tokenizer.encode("red green blue", 5, truncate=True)[0], whole)
+
+
+def test_a_word_from_the_cache_is_encoded_like_a_new_one(tokenizer):
+    fresh = Tokenizer(tokenizer.merges)
+    assert torch.equal(fresh.encode("red redred red", 8), fresh.encode("red redred red", 8))
+    assert fresh.cache["red"] == [fresh.ids["red</w>"]]
+
+
+def test_saving_and_loading_gives_the_same_tokenizer(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    Tokenizer.train(["größe größe 猫猫 猫猫", *CAPTIONS], 640).save(path)
+    first = Tokenizer.load(path)
+    assert normalise("größe 猫猫") == first.decode(first.encode("größe 猫猫", 4)[0])
+    tokenizer.save(path)
+    again = Tokenizer.load(str(path))
+    assert again.merges == tokenizer.merges
+    assert again.fingerprint == tokenizer.fingerprint != first.fingerprint
+    assert torch.equal(again.encode(CAPTIONS, 9), tokenizer.encode(CAPTIONS, 9))
+    assert os.listdir(tmp_path) == ["tokenizer.json"]
+
+
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path):
+    contents = "{", "[1]", "{}", '{"merges": ["a b c"]}', '{"merges": [3]}', '{"merges": ["猫 b"]}'
+    for i, content in enumerate([*map(str.encode, contents), b"\x80"]):
+        name = f"{i}.json"
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} is not a tokenizer"):
+            Tokenizer.load(tmp_path / name)
+    packed = gzip.compress(b"#version: 0.2\ni n\n" * 50)
+    for i, content in enumerate([packed[:-9], packed[:20] + b"\xff" + packed[21:], packed[:-8] + bytes(8), b"no gzip"]):
+        (tmp_path / f"{i}.gz").write_bytes(content)
+        with pytest.raises(InputError, match=f"{i}.gz is not a tokenizer"):
+            Tokenizer.load(tmp_path / f"{i}.gz")
+
+
+def test_a_tokenizer_that_cannot_be_opened_is_named_with_the_reason(tmp_path):
+    (tmp_path / "tokenizer.json").mkdir()
+    for path in (tmp_path / "missing.json", tmp_path / ("long" * 99), tmp_path):
+        with pytest.raises(InputError, match=f"{tmp_path}/.*: [A-Z][a-z]") as refusal:
+            Tokenizer.load(path)
+        assert "\n" not in str(refusal.value)

@@ -25,7 +25,7 @@ class CLIPRecipe(Options):
     shift: int | None = option(None, "pixels by which training pictures move at random, both ways (default: a sixteenth of their "
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
     scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.15, "share of --minutes when all models are trained", least=0, most=1)
+    share: float = option(0.13, "share of --minutes when all models are trained", least=0, most=1)
     enough: int = option(3000, "most steps of that share; the time that is left goes to the last model", least=1)
 
 
@@ -60,7 +60,7 @@ class DALLERecipe(Options):
     shift: int | None = option(None, "pixels by which training pictures move at random, both ways (default: a sixteenth of their "
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
     scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
-    share: float = option(0.65, "share of --minutes when all models are trained, and what the others leave", least=0, most=1)
+    share: float = option(0.67, "share of --minutes when all models are trained, and what the others leave", least=0, most=1)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ class Dataset:
 
     def right(self, indices: Sequence[int] | Tensor, texts: list[str]) -> Tensor:
         """Compare pictures with texts (t) -> boolean (b t), True where a text is among a picture's answers."""
-        answers = [self.answers[i] for i in torch.as_tensor(indices).tolist()]
-        return torch.tensor([[text in right for text in texts] for right in answers])
+        answers = [set(self.answers[i]) for i in torch.as_tensor(indices).tolist()]
+        return torch.from_numpy(np.array([[text in right for text in texts] for right in answers]))
 
 
 def load(

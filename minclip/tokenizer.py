@@ -200,8 +200,8 @@ class Tokenizer:
         and makes its last id `end`.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        rows = torch.zeros(len(texts), context_length, dtype=torch.int64)
-        for row, text in zip(rows, texts):
+        rows = []
+        for text in texts:
             ids = [self.start, *(i for word in split_words(text) for i in self._encode_word(word)), self.end]
             if len(ids) > context_length:
                 if not truncate:
@@ -210,8 +210,8 @@ class Tokenizer:
                         f"{context_length}: shorten it, or pass truncate=True"
                     )
                 ids = [*ids[: context_length - 1], self.end]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
+            rows.append(ids + [0] * (context_length - len(ids)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), context_length)  # even if there are no texts
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Decode ids (t,) up to the first `end`, with one space between words; broken UTF-8 becomes U+FFFD.

@@ -134,15 +134,15 @@ def rotations(text_length: int, places: Tensor, grid: int, head_width: int) -> T
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of channels of x (b k i c) by an angle of its position (i c/2 2) [RoFormer eq. 34].
+    """Turn each pair of channels of x (... i c) by an angle of its position (i c/2 2) [RoFormer eq. 34].
 
     A pair is a complex number, so turning it is a multiplication. The product of a turned query with a turned key depends
     only on the difference of their angles: a head that has learned to look at the code above does so everywhere. With
     learned positions alone it must learn that separately for each place of the grid.
     """
-    pairs = torch.view_as_complex(rearrange(x.float(), "b k i (pair two) -> b k i pair two", two=2))
+    pairs = torch.view_as_complex(rearrange(x.float(), "... (pair two) -> ... pair two", two=2))
     turned = torch.view_as_real(pairs * torch.view_as_complex(rotation.float()))
-    return rearrange(turned, "b k i pair two -> b k i (pair two)").to(x.dtype)
+    return rearrange(turned, "... pair two -> ... (pair two)").to(x.dtype)
 
 
 # `attention_weights`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.
@@ -189,14 +189,14 @@ class Attention(nn.Module):
         self.weights = nn.Identity()  # a place to look: a forward hook here sees the attention weights (b k i j)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Map x (b i d) -> (b i d), appending x to the cache, if there is one.
 
-        mask boolean (i j), over all that the cache then holds; rotation (i c/2 2), the angles of x
+        mask boolean (i j), over all that the cache then holds, None hides none of it; rotation (i c/2 2), the angles of x
         """
-        q, k, v = rearrange(self.qkv(x), "b i (three k c) -> three b k i c", three=3, k=self.heads)
+        q, k, v = qkv = rearrange(self.qkv(x), "b i (three k c) -> three b k i c", three=3, k=self.heads)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = rotate(qkv[:2], rotation)
         if cache is not None:
             k, v = cache.update(k, v)                               # (b k j c)
         x = self.weights(attention_weights(q, k, mask)).to(v.dtype) @ v       # (b k i c)
@@ -226,7 +226,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Map x (b i d) -> (b i d), with the arguments of Attention."""
         x = x + self.attention(self.ln_1(x), mask, rotation, cache)
         return x + self.mlp(self.ln_2(x))

@@ -153,7 +153,9 @@ class DALLE(nn.Module):
         end = start + x.shape[1]
         rotation = None if self.rotation is None else self.rotation[start:end]
         for block, pattern, cache in zip(self.blocks, self.config.patterns, caches or [None] * len(self.blocks)):
-            mask = self.get_buffer(f"{pattern}_mask")[start:end, :end]          # (i j)
+            # the last token may look at all others: where it is alone, a full mask would cost time and hide nothing
+            alone = pattern == "full" and x.shape[1] == 1
+            mask = None if alone else self.get_buffer(f"{pattern}_mask")[start:end, :end]         # (i j)
             x = block(x, mask, rotation, cache)
         return self.norm(x)
 

@@ -107,11 +107,11 @@ class Tokenizer:
         One string is a batch of one. `[PAD]` and `[UNK]`, written like this in a caption, become those tokens.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        rows = torch.full((len(texts), context_length), self.pad)
-        for row, text in zip(rows, texts):
+        rows = []
+        for text in texts:
             ids = [i for part in SPECIAL.split(text) for i in self._encode_part(part)][:context_length]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
+            rows.append(ids + [self.pad] * (context_length - len(ids)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), context_length)  # even if there are no texts
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Decode ids (t,), leaving out [PAD], with a space after each word: "a [UNK]at" for "a ♞at"."""

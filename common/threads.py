@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 MOST = torch.get_num_threads()  # that torch may use: as many as there are cores, or OMP_NUM_THREADS
-TRIED = 5  # steps with each number of threads; their median passes over the first ones, in which torch and the caches settle
+TRIED = 5  # steps with each number of threads; their median passes over those in which torch settles, or something disturbs it
 EVERY = 60  # seconds from one choice to the next
 
 
@@ -22,18 +22,16 @@ def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
     The number of threads decides how sums are rounded, so this is not for a training that is to be repeated exactly.
     say: is told, in a line, whenever the number changes
     """
-    chosen = MOST
+    chosen, numbers = MOST, [MOST >> halvings for halvings in range(MOST.bit_length())]
     try:
         while True:
-            took = {}
-            for number in (MOST >> halvings for halvings in range(MOST.bit_length())):
+            seconds = {number: [] for number in numbers}
+            for number in TRIED * numbers:  # in turn, so that what disturbs a few steps disturbs each number alike
                 torch.set_num_threads(number)
-                seconds = []
-                for _ in range(TRIED):
-                    start = time.perf_counter()
-                    yield
-                    seconds.append(time.perf_counter() - start)
-                took[number] = 1000 * median(seconds)
+                start = time.perf_counter()
+                yield
+                seconds[number].append(time.perf_counter() - start)
+            took = {number: 1000 * median(seconds[number]) for number in numbers}
             before, chosen = chosen, min(took, key=took.get)
             torch.set_num_threads(chosen)
             if chosen != before:

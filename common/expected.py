@@ -88,7 +88,8 @@ def progress(folder: Path, model: str, state: dict[str, Any], steps: int) -> Cal
     """
     if "job" not in state:
         return lambda step, seconds: min(1.0, step / max(steps, 1))
-    budget = Budget.of(Run(Job(**state["job"] | {"run": str(folder)})), model, SimpleNamespace(**state["recipe"]))
+    recipe = SimpleNamespace(**{"enough": None} | state["recipe"])  # which earlier versions did not have
+    budget = Budget.of(Run(Job(**state["job"] | {"run": str(folder)})), model, recipe)
     return lambda step, seconds: min(1.0, budget.done(step, seconds))
 
 

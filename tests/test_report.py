@@ -243,6 +243,16 @@ def test_only_models_of_the_default_recipe_and_what_they_learned_from_are_compar
         assert not expected.follows_recipe(states | {"vqgan": {"job": changed}}, "dalle")
 
 
+def test_a_training_of_an_earlier_version_without_an_end_in_steps_has_a_history_too(trained, tmp_path):
+    run = place(trained, tmp_path)
+    state = torch.load(run / "clip.pt", weights_only=True)
+    del state["recipe"]["enough"]
+    state["job"] |= {"model": None, "minutes": 60.0, "flags": {}}  # of which it would have its share, or steps enough
+    torch.save(state, run / "clip.pt")
+    clip = expected.histories(run)[0]
+    assert clip.model == "clip" and 0 < clip.done < 1
+
+
 def test_the_losses_are_averaged_at_equal_shares_of_the_training_and_missing_after_its_end():
     smooth = history([3.0, 1.0, 5.0], at=[0.10, 0.11, 0.5]).smooth
     assert smooth[5] == 2.0 and smooth[25] == 5.0 and smooth[-1] is None

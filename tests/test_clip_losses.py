@@ -11,22 +11,7 @@ from torch import nn
 
 import minclip
 from minclip import LOSSES, CLIP, CLIPConfig, Tokenizer, sigmoid_loss, softmax_loss
-from small_clip import CAPTIONS, SMALL, checkpoint
-
-
-@pytest.fixture(autouse=True)
-def one_seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(CAPTIONS, 640)
-
-
-@pytest.fixture
-def model() -> CLIP:
-    return CLIP(SMALL).eval()
+from small_clip import CAPTIONS, SMALL, checkpoint, ids, images, model, one_seed, tokenizer  # noqa: F401, fixtures
 
 
 @pytest.fixture(params=sorted(LOSSES))
@@ -46,16 +31,6 @@ def loss_of(model: CLIP, images: torch.Tensor, ids: torch.Tensor, same: torch.Te
 def logits_of(model: CLIP, image: torch.Tensor, text: torch.Tensor, logit_scale: float) -> torch.Tensor:
     nn.init.constant_(model.logit_scale, logit_scale)
     return model.logits(image, text)
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(16, 3, 16, 16) * 2 - 1
-
-
-@pytest.fixture
-def ids(tokenizer) -> torch.Tensor:
-    return tokenizer.encode(CAPTIONS[:16], SMALL.context_length)
 
 
 def gradients(model: CLIP) -> dict[str, torch.Tensor]:

@@ -19,32 +19,7 @@ from torch import nn
 import minclip
 import seeded
 from minclip import CLIP, CLIPConfig, InputError, Tokenizer
-from small_clip import CAPTIONS, SMALL, checkpoint
-
-
-@pytest.fixture(autouse=True)
-def one_seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(CAPTIONS, 640)
-
-
-@pytest.fixture
-def model() -> CLIP:
-    return CLIP(SMALL).eval()
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(16, 3, 16, 16) * 2 - 1
-
-
-@pytest.fixture
-def ids(tokenizer) -> torch.Tensor:
-    return tokenizer.encode(CAPTIONS[:16], SMALL.context_length)
+from small_clip import CAPTIONS, SMALL, checkpoint, ids, images, model, one_seed, tokenizer  # noqa: F401, fixtures
 
 
 # ---- Files ---------------------------------------------------------------------------------------

@@ -9,12 +9,7 @@ import torch
 
 import minclip
 from minclip import InputError, Tokenizer, normalise
-from small_clip import CAPTIONS
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(CAPTIONS, 640)
+from small_clip import CAPTIONS, tokenizer  # noqa: F401, fixtures
 
 
 def test_ids_of_single_letters_are_those_of_the_published_vocabulary():

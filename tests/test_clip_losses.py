@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import minclip
-from minclip import LOSSES, CLIP, CLIPConfig, Tokenizer, sigmoid_loss, softmax_loss
+from minclip import LOSSES, CLIP, CLIPConfig, sigmoid_loss, softmax_loss
 from small_clip import CAPTIONS, SMALL, checkpoint, ids, images, model, one_seed, tokenizer  # noqa: F401, fixtures
 
 

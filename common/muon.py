@@ -63,10 +63,14 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     square, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)
-    bracket = product = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+
+    def polynomial(square: Tensor) -> Tensor:
+        return 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+
+    bracket = product = polynomial(square)
     for _ in range(2):
         square = bracket @ square @ bracket  # XX' of the next step's X
-        bracket = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+        bracket = polynomial(square)
         product = bracket @ product
     x = product @ x
     return x if wide else x.mT

@@ -3,7 +3,7 @@
     pip install scikit-learn                 its digits
     npm install emoji-datasource-twitter     in the folder that the tests run in
 
-Debian's dataset-fashion-mnist is in test_layouts.py.
+Debian's dataset-fashion-mnist is in test_arrays.py.
 """
 
 import csv

@@ -8,8 +8,8 @@ class Muon(torch.optim.AdamW):
     """Step hidden matrices along their orthogonalised momentum [Jordan et al. 2024, Muon], and all else as AdamW does.
 
     In a gradient, a few large singular directions dominate; the small ones, which separate star from cross, barely move.
-    Orthogonalised, all directions of a matrix move alike. Scaled as in [Liu et al. 2025, sec. 2.2], a step is as long as
-    AdamW's, so that one learning rate suits both.
+    Orthogonalised, all directions of a matrix move alike, and balanced, all neurons do. Scaled as in [Liu et al. 2025,
+    sec. 2.2], a step is as long as AdamW's, so that one learning rate suits both.
 
     hidden: the modules whose matrices have layers on both sides, which embeddings and heads have not
     outer_rate: learning-rate multiplier for all other parameters
@@ -38,13 +38,14 @@ class Muon(torch.optim.AdamW):
         for p in group["params"]:
             if p.grad is not None:
                 state = self.state[p]
-                if not state:  # "step" is AdamW's: without it load_state_dict fails
-                    state.update(momentum=torch.zeros_like(p), step=torch.zeros(()))
+                if "power" not in state:  # "step" is AdamW's: without it load_state_dict fails
+                    state.update(momentum=torch.zeros_like(p), power=p.new_zeros(len(p), 1), step=torch.zeros(()))
                 state["momentum"].lerp_(p.grad, 0.05)
                 p.grad.lerp_(state["momentum"], 0.95)  # Nesterov: look ahead along the momentum
                 by_shape.setdefault(p.shape, []).append(p)
         for matrices in by_shape.values():  # stacked: many small products cost more than one large
             updates = orthogonalise(torch.stack([p.grad.flatten(1) for p in matrices]))  # (k out in)
+            updates = balance(updates, [self.state[p]["power"] for p in matrices])
             length = 0.2 * max(updates.shape[1:]) ** 0.5
             for p, update in zip(matrices, updates):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -74,3 +75,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         product = bracket @ product
     x = product @ x
     return x if wide else x.mT
+
+
+def balance(updates: Tensor, powers: list[Tensor]) -> Tensor:
+    """Let every neuron, a row of its matrix, move equally far over time: (k out in) -> (k out in) [NorMuon, Li et al. 2025].
+
+    Of an orthogonal matrix with more rows than columns, the columns have one length, but the rows have not: some neurons would
+    move far, others hardly. So each row is divided by its root mean square of about the last 20 steps, as Adam does with every
+    number; the matrix as a whole stays as long as it was.
+
+    powers: the running mean square of each row, k tensors (out 1); they take in these updates too
+    """
+    squares = updates.square().mean(dim=2, keepdim=True)                                    # (k out 1)
+    power = torch.stack([power.lerp_(square, 0.05) for power, square in zip(powers, squares)])
+    balanced = updates / (power.sqrt() + 1e-7)
+    return balanced * updates.norm(dim=(1, 2), keepdim=True) / (balanced.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -51,12 +51,12 @@ class VQGANRecipe(Options):
 class DALLERecipe(Options):
     steps: int = option(2500, "optimiser steps", least=1)
     batch_size: int = option(48, "captioned images per step", least=1)
-    learning_rate: float = option(9e-3, "highest learning rate, after the warm-up", least=0)
+    learning_rate: float = option(6.5e-3, "highest learning rate, after the warm-up", least=0)
     warmup: float = option(0.05, "share of the training during which the rate rises", least=0.001, most=1)
     outer_rate: float = option(1.0, "learning-rate multiplier for embeddings, heads, norm gains and biases", least=0)
     weight_decay: float = option(0.05, "weight decay of the matrices", least=0)
     text_loss_weight: float = option(1 / 8, "share of the text in the loss; the image has the rest", least=0, most=1)
-    caption_dropout: float = option(0.1, "share of captions left out, for guidance; 1: train without", least=0, most=1)
+    caption_dropout: float = option(0.05, "share of captions left out, for guidance; 1: train without", least=0, most=1)
     shift: int | None = option(None, "pixels by which training pictures move at random, both ways (default: a sixteenth of their "
                                      "side on folders of fewer than 10,000, elsewhere 0)", least=0)
     scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)

@@ -22,7 +22,7 @@ import minvqgan
 import sample
 import train
 from common.flags import command
-from common.muon import orthogonalise
+from common.muon import balance, orthogonalise
 from mindalle import unclip
 
 PACKAGES = ("minclip", "minvqgan", "mindalle")
@@ -152,8 +152,9 @@ def test_training_steps_of_prior_and_decoder_and_drawing_with_them_stay_on_the_m
     assert unclip.draw_embeddings(prior, read, empty=tuple(part[0] for part in read), steps=2).is_meta
 
 
-def test_orthogonalised_matrices_stay_on_their_device():
-    assert orthogonalise(torch.ones(2, 3, 4, device="meta")).is_meta
+def test_the_steps_of_muon_stay_on_their_device():
+    updates = orthogonalise(torch.ones(2, 3, 4, device="meta"))
+    assert balance(updates, list(torch.zeros(2, 3, 1, device="meta"))).is_meta
 
 
 def source_of(package: str, name: str, file: str = "layers.py") -> str:

@@ -17,7 +17,7 @@ from common.flags import Options, Parser, add_fields, option, typed_fields
 from common.guiding import Guiding
 from common.jobs import Budget, Job
 from common.models import COPIES
-from common.muon import Muon, orthogonalise
+from common.muon import Muon, balance, orthogonalise
 from common.recipes import fitting
 from mindalle.unclip import DecoderConfig
 from minclip import CLIPConfig
@@ -38,6 +38,27 @@ def test_orthogonalising_keeps_the_directions_of_a_matrix_and_brings_its_singula
         assert ((near > 0.6) & (near < 1.3)).all()
     mixed = u.mT @ orthogonalise(matrix[None])[0] @ v.mT
     assert (mixed - torch.diag(mixed.diag())).abs().max() < 1e-4
+
+
+def test_balanced_updates_move_all_neurons_equally_far_over_time_and_a_matrix_as_far_as_before():
+    torch.manual_seed(0)
+    uneven = torch.tensor([[[1.0], [0.01], [3.0]], [[2.0], [0.1], [0.1]]])  # (k out 1): how far each neuron would move
+    powers = list(torch.zeros(2, 3, 1))
+    for _ in range(60):
+        updates = uneven * torch.randn(2, 3, 400)
+        balanced = balance(updates, powers)
+    rows = balanced.norm(dim=2)
+    assert torch.allclose(rows, rows.mean(dim=1, keepdim=True).expand(2, 3), rtol=0.1)
+    assert torch.allclose(balanced.norm(dim=(1, 2)), updates.norm(dim=(1, 2)))
+    sudden = balance(torch.cat([10 * updates[:, :1], updates[:, 1:]], dim=1), powers).norm(dim=2)
+    assert (sudden[:, 0] > 3 * sudden[:, 1]).all()  # over time: one step may still be longer
+
+
+def test_a_neuron_without_a_gradient_stays_and_so_does_a_matrix_without_one():
+    updates = torch.randn(2, 3, 4)
+    updates[0, 1], updates[1] = 0, 0
+    balanced = balance(updates, list(torch.zeros(2, 3, 1)))
+    assert balanced.isfinite().all() and not balanced[0, 1].any() and not balanced[1].any()
 
 
 def test_muon_moves_hidden_matrices_alone_by_orthogonal_steps_and_all_else_as_adamw_does():

@@ -111,10 +111,10 @@ def dalle(args: argparse.Namespace, models: Models) -> None:
     out, how = output(args, len(args.captions) * args.n), drawing(models, **typed_fields(args, Drawing))
     prime = first_rows(models, args.prime, args.prime_rows)                                      # (r g), or None
     wanted = [caption for caption in args.captions for _ in range(count)]
-    images, _ = generate_images(models, wanted, how, args.seed, prime)                           # (captions · count 3 h w)
+    images, codes = generate_images(models, wanted, how, args.seed, prime)                       # (captions · count 3 h w), (... g g)
     pictures, entries = [], []
-    for caption, candidates in zip(args.captions, images.split(count)):
-        best, about = keep_best(models, caption, candidates, args.n, args.rerank)
+    for caption, candidates, drawn in zip(args.captions, images.split(count), codes.split(count)):
+        best, about = keep_best(models, caption, candidates, args.n, args.rerank, drawn)
         pictures += to_pil(candidates[best])
         entries += about
     out.write(pictures, entries, columns=args.n if args.n > 1 else 8)

@@ -1,5 +1,6 @@
 """Draw pictures for captions with a run's own DALL·E, or with minDALL-E."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -88,11 +89,30 @@ def drawn_per_caption(n: int, rerank: int | None) -> int:
     return rerank or n
 
 
+def preference(models: Models, caption: str, codes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Return score(images (b 3 h w)) -> (b,), by which the best of several drawings of a caption are found.
+
+    It is the cosine of image and caption [DALL·E sec. 2.6]. To images that our own DALL·E drew as codes (b g g), it adds the
+    share of the codes that VQGAN would choose again, shown the image. CLIP tells what is drawn, the share whether it is drawn
+    well: a dent in a ring is seldom encoded as it was drawn.
+    """
+    cosine = models.similarity(caption)
+    if codes is None or not models.checkpoint("dalle"):
+        return cosine
+
+    def chosen_again(images: Tensor) -> Tensor:
+        again = torch.cat([models.get("vqgan").encode(part) for part in images.split(64)])       # (b g g)
+        return (again == codes).float().mean(dim=(1, 2))
+
+    return lambda images: cosine(images) + chosen_again(images)
+
+
 @torch.no_grad()
-def keep_best(models: Models, caption: str, images: Tensor, n: int, rerank: int | None) -> tuple[list[int], list[dict]]:
-    """Keep the n images (b 3 h w) that CLIP likes best, or the first n without `rerank` -> their indices, an entry for each."""
+def keep_best(models: Models, caption: str, images: Tensor, n: int, rerank: int | None,
+              codes: Tensor | None = None) -> tuple[list[int], list[dict]]:
+    """Keep the n best images (b 3 h w) by `preference`, or the first n without `rerank` -> their indices, an entry for each."""
     if not rerank:
         return list(range(n)), [{"caption": caption}] * n
-    score = models.similarity(caption)
+    score = preference(models, caption, codes)
     values, best = score(images).tolist(), mindalle.rerank(images, score).tolist()[:n]
     return best, [{"caption": caption, "score": values[i], "rank": rank} for rank, i in enumerate(best)]

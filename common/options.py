@@ -42,7 +42,7 @@ class SearchOptions(Options):
 @dataclass(frozen=True)
 class DalleOptions(Options):
     n: int = option(1, "images per caption", least=1)
-    rerank: int | None = option(None, "draw K images per caption and keep the n that CLIP likes best", least=1, metavar="K")
+    rerank: int | None = option(None, "draw K images per caption and keep the n best by CLIP and VQGAN", least=1, metavar="K")
     prime: str | None = option(None, "start from the top of this picture", metavar="IMAGE")
     prime_rows: int | None = option(None, "how many rows of its codes to keep", metavar="R")
 
@@ -89,4 +89,4 @@ class ExplainOptions(Options):
 class ScoreOptions(Options):
     count: int = option(512, "true pictures per split", least=16)
     draws: int = option(128, "captions drawn per split", least=1)
-    rerank: int = option(8, "pictures per caption among which CLIP chooses", least=1, metavar="K")
+    rerank: int = option(8, "pictures per caption among which the best is chosen", least=1, metavar="K")

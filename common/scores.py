@@ -24,7 +24,7 @@ import minclip
 import minvqgan
 
 from . import picture_scores, unclip_scores
-from .drawing import Drawing, generate_images
+from .drawing import Drawing, generate_images, preference
 from .errors import InputError, file_errors
 from .files import write_whole
 from .jobs import DATA
@@ -82,16 +82,16 @@ def agreement(images: Tensor, captions: list[str]) -> float:
 
 @torch.no_grad()
 def match(models: Models, captions: list[str], how: Drawing, best_of: int, seed: int) -> tuple[float, float]:
-    """Draw each caption `best_of` times -> the agreement of the first pictures, and of those that CLIP likes best."""
+    """Draw each caption `best_of` times -> the agreement of the first pictures, and of those that CLIP and VQGAN like best."""
     first, best = [], []
     for start in range(0, len(captions), 32):
         part = captions[start : start + 32]
-        images, _ = generate_images(models, [caption for caption in part for _ in range(best_of)], how, seed + start)
-        images = rearrange(images, "(b k) c h w -> b k c h w", k=best_of)
+        images, codes = generate_images(models, [caption for caption in part for _ in range(best_of)], how, seed + start)
+        images, codes = (rearrange(drawn, "(b k) ... -> b k ...", k=best_of) for drawn in (images, codes))
         first.append(images[:, 0])
         if models.has("clip"):
-            best += [candidates[mindalle.rerank(candidates, models.similarity(caption))[0]]
-                     for caption, candidates in zip(part, images)]
+            best += [candidates[mindalle.rerank(candidates, preference(models, caption, drawn))[0]]
+                     for caption, candidates, drawn in zip(part, images, codes)]
     return agreement(torch.cat(first), captions), agreement(torch.stack(best), captions) if best else 0.0
 
 
@@ -196,7 +196,7 @@ def score_shapes(models: Models, report: Report, how: Drawing, count: int, draws
             plain, reranked = match(models, captions[split][:draws], how, many, seed)
             report.add(f"match {split}", plain, f"ceiling {ceiling[split]:.1%}")
             if many > 1:
-                report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP; ceiling {ceiling[split]:.1%}")
+                report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP and VQGAN; ceiling {ceiling[split]:.1%}")
     if "prior" in there and "decoder" in there:
         some = slice(0, draws)
         unclip_scores.score(models, report.add, images["unseen"][some], {split: captions[split][some] for split in captions},

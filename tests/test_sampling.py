@@ -18,7 +18,7 @@ import test_dalle_pretrained
 import test_unclip_pretrained
 import test_vqgan_pretrained
 from common import scores
-from common.drawing import Drawing, at_once, drawing, generate_images
+from common.drawing import Drawing, at_once, drawing, generate_images, keep_best, preference
 from common.guiding import Guiding, guiding
 from common.models import Models
 from conftest import TINY, TINY_ALL, refused, samples, trains
@@ -57,6 +57,21 @@ def test_drawing_gives_the_codes_of_the_pictures_as_well(trained):
     *text, empty = tokenizer.encode(["picture number 1", ""], dalle.config.text_length)
     options = dict(empty=empty, generator=torch.Generator().manual_seed(0), guidance=1.5, top_k=2)
     assert torch.equal(codes, mindalle.generate(dalle, torch.stack(text), **options))
+
+
+@torch.no_grad()
+def test_the_best_drawings_have_the_highest_cosine_and_share_of_codes_that_vqgan_chooses_again(trained, monkeypatch):
+    models, caption = Models(trained, "cpu"), "picture number 1"
+    images, codes = generate_images(models, [caption] * 3, Drawing(top_k=0), 0)
+    cosine = models.similarity(caption)(images)
+    again = (models.get("vqgan").encode(images) == codes).float().mean(dim=(1, 2))
+    assert again.min() < again.max()
+    assert torch.allclose(preference(models, caption, codes)(images), cosine + again)
+    _, entries = keep_best(models, caption, images, 2, 3, codes)
+    assert [entry["score"] for entry in entries] == pytest.approx((cosine + again).sort(descending=True).values[:2].tolist())
+    assert torch.equal(preference(models, caption)(images), cosine)  # DALL·E 2 draws no codes
+    monkeypatch.setattr(models, "checkpoint", lambda name: {})  # published: ranked by CLIP alone, as in the paper
+    assert torch.equal(preference(models, caption, codes)(images), cosine)
 
 
 def test_dalle_reranks_and_primes(trained, folder, tmp_path):

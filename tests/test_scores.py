@@ -76,19 +76,26 @@ def test_the_judge_agrees_with_true_pictures_and_not_with_those_of_other_caption
     assert scores.agreement(images, captions[1:] + captions[:1]) <= 0.05
 
 
-def test_match_takes_the_first_picture_and_the_one_that_clip_likes_best(monkeypatch):
+def test_match_takes_the_first_picture_and_the_one_that_clip_and_vqgan_like_best(monkeypatch):
     images, captions = scenes(8)
     wrong = torch.zeros_like(images)
 
     def drawn(models, asked, how, seed):
         assert asked == [caption for caption in captions for _ in range(3)]
-        return torch.stack([wrong, images, wrong], dim=1).flatten(0, 1), None  # of three, the second is right
+        pictures = torch.stack([wrong, images, wrong], dim=1).flatten(0, 1)  # of three, the second is right
+        return pictures, torch.ones(len(pictures), 2, 2)
+
+    def models(cosine, encode):
+        return SimpleNamespace(has=lambda name: True, checkpoint=lambda name: {"kind": name}, similarity=lambda caption: cosine,
+                               get=lambda name: SimpleNamespace(encode=encode))
 
     monkeypatch.setattr(scores, "generate_images", drawn)
-    models = SimpleNamespace(has=lambda name: True, similarity=lambda caption: lambda images: images.abs().mean(dim=(1, 2, 3)) - 1)
-    likes_darkness = SimpleNamespace(has=lambda name: True, similarity=lambda caption: lambda images: -images.abs().mean(dim=(1, 2, 3)))
-    assert scores.match(models, captions, Drawing(), 3, 0) == (0, 1)
-    assert scores.match(likes_darkness, captions, Drawing(), 3, 0) == (0, 0)
+    light = lambda images: images.abs().mean(dim=(1, 2, 3)) - 1  # noqa: E731
+    drawn_well = lambda images: (light(images) > -1).float().view(-1, 1, 1).expand(-1, 2, 2)  # noqa: E731
+    any_codes = lambda images: torch.ones(len(images), 2, 2)  # noqa: E731
+    assert scores.match(models(light, any_codes), captions, Drawing(), 3, 0) == (0, 1)
+    assert scores.match(models(lambda images: -light(images), any_codes), captions, Drawing(), 3, 0) == (0, 0)
+    assert scores.match(models(lambda images: 0 * light(images), drawn_well), captions, Drawing(), 3, 0) == (0, 1)
 
 
 def test_the_pictures_held_out_from_a_training_are_those_that_score_judges():

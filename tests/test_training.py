@@ -79,6 +79,7 @@ def test_muon_moves_hidden_matrices_alone_by_orthogonal_steps_and_all_else_as_ad
         assert torch.allclose(model.get_parameter(name), peer.get_parameter(name), atol=1e-6), name
     step = (model[1].weight - before * (1 - 0.01 * 0.1)) / (0.01 * 0.2 * 8**0.5)
     assert 0.6 < torch.linalg.matrix_norm(step, 2) < 1.3
+    assert torch.allclose(step.norm(dim=1), step.norm(dim=1).mean().expand(4), rtol=1e-3)  # balanced
 
 
 def test_the_rate_rises_over_a_twentieth_of_the_training_and_falls_along_a_line_to_zero():

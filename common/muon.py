@@ -1,4 +1,4 @@
-"""Muon, the optimiser of all three models: orthogonalised steps for hidden matrices, AdamW's for everything else."""
+"""Muon, the optimiser of all models: orthogonalised, balanced steps for hidden matrices, AdamW's for everything else."""
 
 import torch
 from torch import Tensor, nn

@@ -42,7 +42,8 @@ class SearchOptions(Options):
 @dataclass(frozen=True)
 class DalleOptions(Options):
     n: int = option(1, "images per caption", least=1)
-    rerank: int | None = option(None, "draw K images per caption, keep the n best by CLIP and, if DALL·E is ours, VQGAN", least=1, metavar="K")
+    rerank: int | None = option(None, "draw K images per caption, keep the n best by CLIP and, if DALL·E is ours, VQGAN",
+                                least=1, metavar="K")
     prime: str | None = option(None, "start from the top of this picture", metavar="IMAGE")
     prime_rows: int | None = option(None, "how many rows of its codes to keep", metavar="R")
 

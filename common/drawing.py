@@ -90,7 +90,7 @@ def drawn_per_caption(n: int, rerank: int | None) -> int:
 
 
 def preference(models: Models, caption: str, codes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """Return score(images (b 3 h w)) -> (b,), by which the best of several drawings of a caption are found.
+    """Return score(images (b 3 h w)) -> (b), by which the best of several drawings of a caption are found.
 
     It is the cosine of image and caption [DALL·E sec. 2.6]. To images that our own DALL·E drew as codes (b g g), it adds the
     share of the codes that VQGAN would choose again, shown the image. CLIP tells what is drawn, the share whether it is drawn

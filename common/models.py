@@ -191,6 +191,6 @@ class Models:
         return names, torch.cat(features)
 
     def similarity(self, text: str) -> Callable[[Tensor], Tensor]:
-        """Return score(images (b 3 h w)) -> (b,), the cosine of each image with the text."""
+        """Return score(images (b 3 h w)) -> (b), the cosine of each image with the text."""
         target = F.normalize(self.embed_text([text]), dim=-1)
         return lambda images: (F.normalize(self.embed_images(images), dim=-1) * target).sum(dim=-1)

@@ -35,8 +35,8 @@ class LookAlikes:
     def draw(self, batch_size: int, group: int) -> Tensor:
         """Draw images -> indices (b) int64, group after group.
 
-        No caption occurs twice in a group: equal ones are positives, not negatives. Where there are too few captions to fill
-        the groups, the batch is smaller.
+        No caption occurs twice in a group: equal ones are positives, not negatives. Where there are fewer captions than `group`,
+        the groups are smaller; where there are fewer images than groups, the batch is.
         """
         pool = torch.randperm(len(self.texts))[:POOL]                                           # (p)
         group = min(group, batch_size, len(pool))

@@ -46,7 +46,7 @@ def read(path: str | PathLike) -> Any:
         is_zip = zipfile.is_zipfile(path)
         if is_zip and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
             return read_torchscript(path)
-        # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
+        # mmap leaves on disk what nobody asks for, such as an optimiser's state; it needs torch's zip format
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error

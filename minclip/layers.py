@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Say how much each query reads of each key, softmax(q·k / √c) over the keys it may see [Attention is all you need, eq. 1].
 
-    q (b k i c), k (b k j c), mask boolean (i j), True where query i may look at key j -> (b k i j), each row adds up to 1
+    q (b k i c), k (b k j c), mask boolean (i j) or (b 1 i j), True where query i may look at key j -> (b k i j), each row adds up to 1
     """
     scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j c -> b k c j")  # (b k i j)
     if mask is not None:  # added: masked_fill would copy the scores and their gradient once more

@@ -49,7 +49,7 @@ class CLIPConfig:
     vision_heads: int = option(4, "attention heads of the image encoder")
     vision_mlp_ratio: float = option(4.0, "hidden width of the image encoder's MLPs, as a multiple of vision_width")
     text_width: int = option(64, "width of a text token")
-    text_layers: int = option(2, "blocks of the text encoder; one does not learn which object is named first")
+    text_layers: int = option(2, "blocks of the text encoder; a single one does not learn which object is named first")
     text_heads: int = option(4, "attention heads of the text encoder")
     context_length: int = option(16, "most tokens in a caption, its start and end included")
     vocab_size: int = option(640, "ids of the tokenizer: 512 for bytes, one for each merge, start and end")
@@ -70,8 +70,8 @@ class CLIPConfig:
                 "choose a patch_size that divides it"
             )
         if self.stem_width and self.patch_size not in (2, 4, 8, 16, 32, 64):
-            raise InputError(f"patch_size {self.patch_size} is no power of 2, and each convolution of the stem halves the "
-                             "image: choose stem_width 0")
+            raise InputError(f"the stem cannot embed patches of {self.patch_size}: choose a patch_size of 2, 4, 8, 16, 32 or 64, "
+                             "or stem_width 0")
         for encoder in ("vision", "text"):
             width, heads = getattr(self, f"{encoder}_width"), getattr(self, f"{encoder}_heads")
             if width % heads:
@@ -127,7 +127,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         width = config.vision_width
-        # constants, not weights: not in the state dict, but they move to a device with the model. Made on the CPU by name,
+        # constants, not weights: not in the state dict, but they move to a device with the model. Made on the CPU explicitly,
         # since `load` builds the model on the meta device, where values are lost
         for name, values in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
             self.register_buffer(name, rearrange(torch.tensor(values, device="cpu"), "c -> c 1 1"), persistent=False)

@@ -94,21 +94,23 @@ def as_input_error(path: Path, layout: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
 
 
 # ---- The layouts: (checkpoint, its path, preset) -> config, weights under our names; None for another layout ---------
 
+Found = tuple[CLIPConfig, dict[str, Tensor]]
 
-def from_ours(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+
+def from_ours(checkpoint: Any, path: Path, preset: str | None) -> Found | None:
     """Read {"kind": "clip", "config": fields of CLIPConfig, "weights": our state dict, ...}."""
     if isinstance(checkpoint, dict) and checkpoint.get("kind") == "clip":
         return CLIPConfig(**checkpoint["config"]), checkpoint["weights"]
     return None
 
 
-def from_openai(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+def from_openai(checkpoint: Any, path: Path, preset: str | None) -> Found | None:
     """Read OpenAI's archives: heads are 64 wide and the activation is QuickGELU in all of them."""
     if not isinstance(checkpoint, dict) or "input_resolution" not in checkpoint:  # a key that only their archives have
         return None
@@ -121,7 +123,7 @@ def from_openai(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPCo
                       activation="quick_gelu"), weights
 
 
-def from_open_clip(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+def from_open_clip(checkpoint: Any, path: Path, preset: str | None) -> Found | None:
     """Read open_clip's weights and training checkpoints: OpenAI's names, the rest in open_clip_config.json."""
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
         checkpoint = checkpoint["state_dict"]
@@ -135,7 +137,7 @@ def from_open_clip(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLI
     return config_from(infer(weights), path, preset, "open_clip_config.json", open_clip_choices), weights
 
 
-def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> tuple[CLIPConfig, dict[str, Tensor]] | None:
+def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> Found | None:
     """Read a CLIPModel of Hugging Face's transformers: separate q, k and v, projections transposed."""
     if not isinstance(checkpoint, dict) or "vision_model.embeddings.class_embedding" not in checkpoint:
         return None
@@ -150,7 +152,7 @@ def from_hugging_face(checkpoint: Any, path: Path, preset: str | None) -> tuple[
 
 
 # name, for messages -> reader of a checkpoint, its path and a preset, which returns None for another layout
-LAYOUTS: dict[str, Callable[[Any, Path, str | None], tuple[CLIPConfig, dict[str, Tensor]] | None]] = {
+LAYOUTS: dict[str, Callable[[Any, Path, str | None], Found | None]] = {
     "a clip.pt of this project": from_ours,
     "an archive of OpenAI": from_openai,
     "a file of open_clip": from_open_clip,
@@ -194,9 +196,10 @@ def config_from(sizes: dict[str, Any], path: Path, preset: str | None, config_na
     if preset is not None:
         name = preset.replace("/", "-").replace("@", "-").removesuffix("px")
         width, heads = PRESETS.get(name.removesuffix("-quickgelu"), (None, None))
+        if width is None:
+            raise InputError(f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}, with or without -quickgelu")
         if width != sizes["vision_width"]:
-            known = f"is {width} wide" if width else f"is unknown (known: {', '.join(PRESETS)})"
-            raise InputError(f"the preset {preset} {known}, the image encoder here {sizes['vision_width']}")
+            raise InputError(f"the preset {preset} is {width} wide, the image encoder here {sizes['vision_width']}")
         activation = "quick_gelu" if name.endswith("-quickgelu") else "gelu"
         return CLIPConfig(**sizes, vision_heads=heads, text_heads=sizes["text_width"] // 64, activation=activation)
     file = path.parent / config_name
@@ -254,9 +257,9 @@ def hugging_face_choices(content: dict) -> tuple[dict, dict]:
 
 # `fit` and `describe` have twins in the other two packages' pretrained.py.
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights as they are into a model built on the meta device: a file's mapped pages are not copied.
+    """Put weights into a model built on the meta device. Those of its precision stay mapped from their file.
 
-    Raises ValueError with the name of a tensor that is missing, one too many, or of another shape.
+    Raises InputError with the name of a tensor that is missing, one too many, or of another shape.
     """
     expected = model.state_dict()
     common = [name for name in expected if name in weights]
@@ -267,7 +270,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
     }
     for what, names in misfits.items():
         if names:
-            raise InputError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+            raise InputError(f"{names[0]} {what}" + (f" (and {len(names) - 1} more)" if names[1:] else ""))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 

@@ -13,7 +13,7 @@ Ids are in CLIP's order: 256 bytes, the same 256 with `</w>`, one id per merge, 
 merges, passed to `Tokenizer(merges)`, give its published 49,408 ids.
 
 Where we depart: a special token such as `<|endoftext|>` in a caption is read as plain characters, since a caption could
-otherwise end itself early (with published merges it is the id, as in the published code). Of the repairs that the published
+otherwise end itself early (with published merges it becomes its id, as in the published code). Of the repairs that the published
 code leaves to the package ftfy we make all but one, that of mojibake: "cafÃ©" is not read as "café".
 """
 
@@ -214,7 +214,7 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), context_length)  # even if there are no texts
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """Decode ids (t,) up to the first `end`, with one space between words; broken UTF-8 becomes U+FFFD.
+        """Decode ids (t) up to the first `end`, with one space between words; broken UTF-8 becomes U+FFFD.
 
         What follows `end` is padding. Its 0 is also the id of "!", so only `end` separates them.
         """
@@ -264,17 +264,15 @@ class Tokenizer:
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from error
         if moved:
-            raise InputError(f"{path} gives {moved[0]!r} another id than CLIP does: its text model cannot be ours")
+            file = path if path.suffix == ".json" else path.with_name("vocab.json")
+            raise InputError(f"{file} gives {moved[0]!r} another id than CLIP does: its text model cannot be ours")
         return tokenizer
 
     def _encode_word(self, word: str) -> list[int]:
-        """Replay the merges on one word, the earliest learnt first."""
+        """Replay the merges on one word, the earliest learned first."""
         if word not in self.cache:
             tokens = split_bytes(word)
-            while len(tokens) > 1:
-                best = min(pairwise(tokens), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
-                if best not in self.ranks:
-                    break
-                tokens = merge(tokens, best)
+            while known := [pair for pair in pairwise(tokens) if pair in self.ranks]:
+                tokens = merge(tokens, min(known, key=self.ranks.get))
             self.cache[word] = [self.ids[token] for token in tokens]
         return self.cache[word]

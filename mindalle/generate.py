@@ -51,8 +51,8 @@ def sample_code(
 ) -> Tensor:
     """Draw a code for each row of logits (b v) from their softmax -> (b 1) int64
 
-    An exponential race: divide each probability p by its own draw from Exp(1) and take the code with the largest quotient,
-    which is this code with probability p. torch.multinomial would make the host wait for the device. Temperature 0 takes
+    An exponential race: divide each probability by its own draw from Exp(1) and take the code with the largest quotient. A
+    code of probability p wins with probability p. torch.multinomial would make the host wait for the device. Temperature 0 takes
     the likeliest code.
     """
     if temperature == 0:
@@ -95,7 +95,7 @@ def generate_steps(
     temperature   0 always takes the likeliest code, 1 samples from the model's distribution, more varies more
     top_k, top_p  sample from the k likeliest codes only (0: all), or the fewest with total probability p (1: all)
     guidance      how strongly to follow the caption: 1 is the plain model; any other value doubles the work
-    empty (t,)    tokens of the empty caption, for guidance
+    empty (t)     tokens of the empty caption, for guidance
     prime (b r g) the first r rows of the images, kept as they are; for order row_major only
     generator     on the model's device
     """
@@ -129,7 +129,7 @@ def check_options(
     config: DALLEConfig, b: int, temperature: float, top_k: int, top_p: float, guidance: float,
     empty: Tensor | None, prime: Tensor | None,
 ) -> None:
-    """Refuse options of generate_steps that mean nothing with an InputError."""
+    """Raise InputError for options of generate_steps that make no sense."""
     g = config.grid
     if temperature < 0:
         raise InputError(f"temperature is {temperature}: make it 0 (greedy) or more")
@@ -146,5 +146,5 @@ def check_options(
 
 
 def rerank(images: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Order images (b 3 h w) by score(images) (b,), best first [DALL·E sec. 2.6] -> their indices (b,)"""
+    """Order images (b 3 h w) by score(images) (b), best first [DALL·E sec. 2.6] -> their indices (b)"""
     return score(images).argsort(descending=True, stable=True)

@@ -88,7 +88,7 @@ def attention_mask(pattern: str, text_length: int, grid: int, kernel: int) -> Te
 
 
 def row_major(grid: int) -> Tensor:
-    """Draw the codes in reading order, row by row from the top left -> (n) int64, the place drawn at each step
+    """Order the places row by row from the top left -> (n) int64, the place drawn at each step
 
     grid 3, the step at which each place is drawn:   0 1 2
                                                      3 4 5
@@ -98,7 +98,7 @@ def row_major(grid: int) -> Tensor:
 
 
 def spiral_out(grid: int) -> Tensor:
-    """Draw the codes from the centre, where most images have their subject, outwards [VQGAN app. F] -> (n) int64
+    """Order the places from the centre, where most images have their subject, outwards [VQGAN app. F] -> (n) int64
 
     grid 4, the step at which each place is drawn:    9 10 11 12
                                                       8  1  2 13
@@ -149,7 +149,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Say how much each query reads of each key, softmax(q·k / √c) over the keys it may see [Attention is all you need, eq. 1].
 
-    q (b k i c), k (b k j c), mask boolean (i j), True where query i may look at key j -> (b k i j), each row adds up to 1
+    q (b k i c), k (b k j c), mask boolean (i j) or (b 1 i j), True where query i may look at key j -> (b k i j), each row adds up to 1
     """
     scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b k j c -> b k c j")  # (b k i j)
     if mask is not None:  # added: masked_fill would copy the scores and their gradient once more
@@ -192,7 +192,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Map x (b i d) -> (b i d), appending x to the cache, if there is one.
 
-        mask boolean (i j), over all that the cache then holds, None hides none of it; rotation (i c/2 2), the angles of x
+        mask boolean (i j) or (b 1 i j), over all that the cache then holds, None hides none of it; rotation (i c/2 2), the angles of x
         """
         q, k, v = qkv = rearrange(self.qkv(x), "b i (three k c) -> three b k i c", three=3, k=self.heads)
         if rotation is not None:

@@ -28,9 +28,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def drop_captions(text: Tensor, empty: Tensor, probability: float) -> Tensor:
-    """Replace captions by the empty one, at random, so that the model learns images without a caption too [CFG, alg. 1].
+    """Replace captions by the empty one, at random, so that the model learns images without a caption too [CFG alg. 1].
 
-    text (b t), empty (t,) the tokens of the empty caption, probability of dropping a caption -> a new (b t)
+    text (b t), empty (t) the tokens of the empty caption, probability of dropping a caption -> a new (b t)
     """
     dropped = torch.rand(len(text), 1, device=text.device) < probability  # (b 1)
     return torch.where(dropped, empty, text)

@@ -37,6 +37,8 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class DALLEConfig:
+    """Describe a DALL·E. The defaults are a toy for the shapes world that two CPU cores train in minutes."""
+
     text_vocab: int = option(640, "size of the tokenizer's vocabulary")
     image_vocab: int = option(512, "size of the VQGAN's codebook")
     text_length: int = option(16, "tokens in a caption, padding included")
@@ -70,28 +72,28 @@ class DALLEConfig:
 
     @property
     def image_length(self) -> int:
-        """n, the codes of an image."""
+        """Return n, how many codes an image has."""
         return self.grid**2
 
     @property
     def length(self) -> int:
-        """t + n, the tokens that are read."""
+        """Return t + n, how many tokens are read."""
         return self.text_length + self.image_length
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The attention pattern of each layer. The paper: row,column,row,row in turn, the 64th convolutional."""
+        """Return the attention pattern of each layer. The paper: row,column,row,row in turn, the 64th convolutional."""
         patterns = self.attention.split(",")
         return tuple(patterns[layer % len(patterns)] for layer in range(self.layers))
 
     @classmethod
     def tiny(cls) -> "DALLEConfig":
-        """The toy: captions of the shapes world, images of 32 · 32 pixels in 8 · 8 codes."""
+        """Return the toy: captions of the shapes world, images of 32 · 32 pixels in 8 · 8 codes."""
         return cls()
 
     @classmethod
     def mindalle_1_3b(cls) -> "DALLEConfig":
-        """minDALL-E, 1.3 billion parameters, images of 256 · 256 pixels in 16 · 16 codes."""
+        """Return minDALL-E: 1.3 billion parameters, images of 256 · 256 pixels in 16 · 16 codes."""
         return cls(16384, 16384, text_length=64, grid=16, width=1536, layers=42, heads=24, rotary=False)
 
 
@@ -153,7 +155,7 @@ class DALLE(nn.Module):
         end = start + x.shape[1]
         rotation = None if self.rotation is None else self.rotation[start:end]
         for block, pattern, cache in zip(self.blocks, self.config.patterns, caches or [None] * len(self.blocks)):
-            # the last token may look at all others: where it is alone, a full mask would cost time and hide nothing
+            # a single new token may look at all that came before: its row of a full mask would cost time and hide nothing
             alone = pattern == "full" and x.shape[1] == 1
             mask = None if alone else self.get_buffer(f"{pattern}_mask")[start:end, :end]         # (i j)
             x = block(x, mask, rotation, cache)

@@ -52,7 +52,7 @@ def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, T
     if not isinstance(weights, dict) or "tok_emb_img.weight" not in weights:
         return None
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".attn.mask")}  # a constant
-    shape = {
+    sizes = {
         "text_vocab": len(weights["tok_emb_txt.weight"]),
         "image_vocab": len(weights["tok_emb_img.weight"]),
         "text_length": len(weights["pos_emb_txt.weight"]),
@@ -60,21 +60,21 @@ def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, T
         "width": weights["tok_emb_txt.weight"].shape[-1],
         "layers": len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
     }
-    for layer in range(shape["layers"]):
+    for layer in range(sizes["layers"]):
         for kind in ("weight", "bias"):
             names = [f"blocks.{layer}.attn.{part}.{kind}" for part in ("query", "key", "value")]
             parts = [weights.pop(name) for name in names]
             for name, part in zip(names, parts):  # joined, a row too many in one would make up for a row missing in another
-                if set(part.shape) != {shape["width"]}:
+                if set(part.shape) != {sizes["width"]}:
                     raise InputError(f"{name} has another shape")
             weights[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
     for theirs, ours in NAMES.items():
         weights = {name.replace(theirs, ours): tensor for name, tensor in weights.items()}
-    heads = read_heads(path.with_name("config.yaml"), shape)
-    return DALLEConfig(**shape, heads=heads, rotary=False), weights
+    heads = read_heads(path.with_name("config.yaml"), sizes)
+    return DALLEConfig(**sizes, heads=heads, rotary=False), weights
 
 
-def read_heads(path: Path, shape: dict[str, int]) -> int:
+def read_heads(path: Path, sizes: dict[str, int]) -> int:
     """Read the number of heads, which no tensor shows, from the config.yaml beside the weights.
 
     Raises InputError where the file contradicts the weights, or asks for something that our model does not do. Without
@@ -85,16 +85,16 @@ def read_heads(path: Path, shape: dict[str, int]) -> int:
     stage2 = next((section for section in sections if section.startswith("stage2:")), "")
     settings = dict(re.findall(r"(\w+):[ \t]+['\"]?([^\s,}'\"]+)", stage2))
     for name, value in {
-        "type": "transformer1d", "gelu_use_approx": False, "embed_dim": shape["width"], "n_layers": shape["layers"],
-        "vocab_size_txt": shape["text_vocab"], "vocab_size_img": shape["image_vocab"],
-        "ctx_len_txt": shape["text_length"], "ctx_len_img": shape["grid"] ** 2,
+        "type": "transformer1d", "gelu_use_approx": False, "embed_dim": sizes["width"], "n_layers": sizes["layers"],
+        "vocab_size_txt": sizes["text_vocab"], "vocab_size_img": sizes["image_vocab"],
+        "ctx_len_txt": sizes["text_length"], "ctx_len_img": sizes["grid"] ** 2,
     }.items():
         if settings.get(name, str(value)).lower() != str(value).lower():
             raise InputError(f"{path.name} has {name}: {settings[name]}, but mindalle reads these weights as {name}: {value}")
     if "n_heads" in settings:
         return int(settings["n_heads"])
     published = DALLEConfig.mindalle_1_3b()
-    if any(size != getattr(published, name) for name, size in shape.items()):
+    if any(size != getattr(published, name) for name, size in sizes.items()):
         raise InputError("no weight shows its number of heads: put the config.yaml with its n_heads beside it")
     return published.heads
 
@@ -139,7 +139,7 @@ def locate(path: Path) -> Path:
     for name in FILES:
         if os.path.isfile(path / name):
             return path / name
-    raise InputError(f"{path} has no {' and no '.join(FILES)}: name the file itself")
+    raise InputError(f"{path} has none of {', '.join(FILES)}: name the file itself")
 
 
 # `fit` and `describe` have twins in the other two packages' pretrained.py, `ModelCheckpoint` and `read` in minvqgan's.
@@ -154,7 +154,7 @@ def read(path: str | PathLike) -> Any:
     """Read a file of tensors and plain values onto the CPU; refuse one that asks to run code, naming what it wanted."""
     try:
         with torch.serialization.safe_globals([ModelCheckpoint]):
-            # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
+            # mmap leaves on disk what nobody asks for, such as an optimiser's state; it needs torch's zip format
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
@@ -166,9 +166,9 @@ def read(path: str | PathLike) -> Any:
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights as they are into a model built on the meta device: a file's mapped pages are not copied.
+    """Put weights into a model built on the meta device. Those of its precision stay mapped from their file.
 
-    Raises ValueError with the name of a tensor that is missing, one too many, or of another shape.
+    Raises InputError with the name of a tensor that is missing, one too many, or of another shape.
     """
     expected = model.state_dict()
     common = [name for name in expected if name in weights]
@@ -179,7 +179,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
     }
     for what, names in misfits.items():
         if names:
-            raise InputError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+            raise InputError(f"{names[0]} {what}" + (f" (and {len(names) - 1} more)" if names[1:] else ""))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 

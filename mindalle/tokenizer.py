@@ -114,7 +114,7 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), context_length)  # even if there are no texts
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """Decode ids (t,), leaving out [PAD], with a space after each word: "a [UNK]at" for "a ♞at"."""
+        """Decode ids (t), leaving out [PAD], with a space after each word: "a [UNK]at" for "a ♞at"."""
         tokens = [self.tokens[i] for i in torch.as_tensor(ids).tolist() if i != self.pad]
         return "".join(tokens).replace(END_OF_WORD, " ").removesuffix(" ")
 

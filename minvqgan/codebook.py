@@ -9,13 +9,14 @@ VQGAN eq. 2].
          +------------ straight_through: the gradient's way back -+
 
 "Nearest" is a step function: a small change of z leaves the code as it was, so the true gradient is zero almost
-everywhere and the encoder would never learn. Three remedies, all in this file:
+everywhere and the encoder would never learn. Nor would a code that no latent chooses. What training needs, all in
+this file:
   - `straight_through` copies the decoder's gradient to the encoder as if nothing had been replaced;
   - the loss pulls codes towards latents (codebook term) and latents towards codes (commitment term);
   - a code that no latent chooses gets no gradient, so it is restarted on a latent, likely one far from all codes.
 
 `Codebook` is the above. `GumbelCodebook` classifies instead of measuring distances; `FiniteScalar` rounds to a
-fixed grid and needs only the first remedy.
+fixed grid and needs only the first of the three.
 
 To add a quantiser, write a class that is built from the VQGANConfig and has
 
@@ -158,7 +159,7 @@ class Codebook(nn.Module):
 
 
 class GumbelCodebook(nn.Module):
-    """Quantise by a classifier: each position has a logit for every code [DALL-E sec. 2.1; Jang et al. 2017].
+    """Quantise by a classifier: each position has a logit for every code [DALL·E sec. 2.1; Jang et al. 2017].
 
     Evaluation takes the likeliest code. Training samples one: the largest logit after adding Gumbel noise is a sample
     of softmax(logits). Straight-through again: the forward pass uses the sampled code, the backward pass the mean of
@@ -167,7 +168,7 @@ class GumbelCodebook(nn.Module):
     becoming certain too soon.
 
     Reads codebook_size v and codebook_dim z from the config. Two attributes, which a schedule may set:
-    temperature: of the softmax in the backward pass; lower is closer to the sample and noisier. DALL-E goes from 1
+    temperature: of the softmax in the backward pass; lower is closer to the sample and noisier. DALL·E goes from 1
                  to 1/16
     kl_weight: price of a nat of KL(softmax(logits) ‖ uniform), averaged over positions
     """

@@ -9,14 +9,15 @@ because what raises CLIP's score of one fixed view is mostly noise that no perso
 any position, size and brightness has to be an object in the image.
 
 Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP, however the cutouts are
-made, still scores highest on images that no person would recognise. Against this, two options: each cutout comes from
-an image of its own, decoded from latents with noise added, and has stronger noise on its pixels. What scores well in
-spite of that does so by its large features.
+made, still scores highest on images that no person would recognise. Two options work against this: `latent_noise`
+decodes each cutout from a noisy copy of the latents, `jitter` adds noise to its pixels. Only large features then still
+score well.
 """
 
 import re
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ def random_tensor(random: Callable, shape: tuple, generator: Generator | None, d
 
 
 def resample(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """Return matrices (... size side) that scale `length` pixels, from `start` on, out of `side` to `size` pixels.
+    """Return matrices (... size side): each scales `length` of `side` pixels, from `start` on, to `size` pixels.
 
     start, length: (...), in pixels, not only whole ones. Each new pixel averages old ones with triangular weights,
     wide enough that shrinking does not alias. Beyond the edge the last pixel is repeated.

@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """Return a GroupNorm of 32 groups, or of fewer where a group would hold fewer than four channels.
+    """Return a GroupNorm of gcd(32, channels, channels // 4) groups: at most 32, each of four channels or more.
 
     Four is the smallest group in the published models. With one channel per group, every channel would lose its
     mean over the image, and before the last convolution this mean is the image's colour.

@@ -1,6 +1,7 @@
 """Compute the losses of the generator (encoder, codebook, decoder) and of the discriminator [VQGAN eq. 4-7].
 
-A training step updates the generator, then the discriminator, which is None before its first step, or always:
+A training step updates the generator, then the discriminator. It is None until its training starts, or where there is
+none:
 
     reconstruction, quantised = vqgan(images)
     loss, parts = generator_loss(images, reconstruction, quantised.loss, vqgan.last_weight, discriminator)
@@ -13,7 +14,7 @@ A training step updates the generator, then the discriminator, which is None bef
 The generator's backward leaves gradients in the discriminator too: its `zero_grad` must come between the two.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Te
     """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), a constant () in [0, 1e4] [VQGAN eq. 7].
 
     Both gradients are those of a loss () at the decoder's last convolution. Multiplied by λ, the adversarial loss has
-    as large a gradient there as the reconstruction loss, whatever the scale of the discriminator's scores.
+    as large a gradient there as the reconstruction loss, whatever the scale of the discriminator's scores. The bound and
+    1e-4 are from the authors' code; the paper has 1e-6 and no bound.
     """
     reconstruction_gradient, = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
     adversarial_gradient, = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
@@ -92,6 +94,6 @@ def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction:
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Compare images (b 3 h w) in [-1, 1] -> (b,) in decibels; the peak-to-peak range is 2."""
+    """Compare images (b 3 h w) in [-1, 1] -> (b) in decibels; the peak-to-peak range is 2."""
     squares = rearrange((images - others).square(), "b c h w -> b (c h w)")
     return 10 * torch.log10(4 / squares.mean(dim=1).clamp(min=1e-10))

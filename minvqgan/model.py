@@ -5,9 +5,9 @@
     images (b 3 h w) <-- Decoder <-- 1x1 <-- z_q (b z g g) <----+
 
 Each level but the last halves the resolution, so with l levels the side of the grid is g = image_size / 2^(l-1). All
-is convolution and attention: any image whose sides divide by 2^(l-1) will do, of the training size or not.
+is convolution and attention: any image whose sides are multiples of 2^(l-1) will do, of the training size or not.
 
-Departures: codebook.py's, and how weights start. Those of the published models fit with their keys renamed.
+Departures: those of codebook.py, and how weights start. Published weights fit once their names are ours.
 """
 
 from dataclasses import dataclass, field, replace
@@ -56,20 +56,21 @@ class VQGANConfig:
     def __post_init__(self):
         sizes = ("image_size", "channels", "residual_blocks", "z_channels", "codebook_size", "codebook_dim")
         for name in (*sizes, "restart_after"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise InputError(f"multipliers is {self.multipliers}: give one of at least 1 per level")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}: make it a whole number, 1 or more")
+        if not self.multipliers or any(not isinstance(value, int) or value < 1 for value in self.multipliers):
+            raise InputError(f"multipliers are {self.multipliers}: name one or more whole numbers, 1 or more")
         if self.image_size % self.factor:
-            raise InputError(f"image_size {self.image_size} does not divide by {self.factor}: multipliers "
+            raise InputError(f"image_size {self.image_size} is not divisible by {self.factor}: multipliers "
                              f"{self.multipliers} halve it {len(self.multipliers) - 1} times; change either")
         if unknown := set(self.attention_resolutions) - set(self.resolutions):
             raise InputError(f"attention_resolutions has {sorted(unknown)}: the sides are {self.resolutions}")
         if self.quantiser not in QUANTISERS:
             raise InputError(f"quantiser is {self.quantiser!r}: it must be one of {', '.join(QUANTISERS)}")
         for name in ("beta", "rate_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must not be negative")
+            if not getattr(self, name) >= 0:  # nan is not
+                raise InputError(f"{name} is {getattr(self, name)}: make it 0 or more")
         if self.quantiser == "fsq":
             if not self.levels or min(self.levels) < 2:
                 raise InputError(f"levels is {self.levels}: give one of at least 2 per scalar")
@@ -108,7 +109,7 @@ class VQGANConfig:
         """Return the published ImageNet model: 256 x 256 pixels, 16 x 16 codes out of 1024."""
         return cls(image_size=256, channels=128, multipliers=(1, 1, 2, 2, 4), residual_blocks=2,
                    attention_resolutions=(16,), z_channels=256, codebook_size=1024, codebook_dim=256,
-                   l2_normalised=False, rate_weight=0.0)
+                   rate_weight=0.0)
 
     @classmethod
     def f16_16384(cls) -> "VQGANConfig":
@@ -212,7 +213,7 @@ class VQGAN(nn.Module):
         """Encode images (b 3 h w) in [-1, 1], not quantised yet -> z (b z g g)."""
         height, width, factor = images.shape[2], images.shape[3], self.config.factor
         if height % factor or width % factor:
-            raise ValueError(f"an image is {height} x {width}: make both sides divide by {factor}")
+            raise ValueError(f"an image is {height} x {width}: make both sides multiples of {factor}")
         return self.to_codebook(self.encoder(images))
 
     def quantise(self, z: Tensor) -> Quantised:

@@ -4,12 +4,14 @@ taming-transformers published f16 with 1024 and with 16384 codes, and f8 with a 
 minDALL-E's first stage has the keys of f16 with 16384. All sizes are inferred from the tensors' shapes.
 """
 
+import os
 import re
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ def infer_config(state: dict[str, Tensor], image_size: int) -> VQGANConfig:
         image_size=image_size, channels=channels, multipliers=tuple(width // channels for width in widths),
         residual_blocks=count("encoder.down.0.block."), attention_resolutions=tuple(attend),
         z_channels=len(state["encoder.conv_out.weight"]), codebook_size=codebook_size, codebook_dim=codebook_dim,
-        quantiser="gumbel" if gumbel else "nearest", l2_normalised=False, rate_weight=0.0)
+        quantiser="gumbel" if gumbel else "nearest", rate_weight=0.0)
 
 
 def training_side(path: Path) -> int:
@@ -118,15 +120,14 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
     for layout, reader in LAYOUTS.items():
         with as_input_error(path, layout):
             found = reader(checkpoint, path)
-        if found is None:
-            continue
-        config, weights = found
-        with torch.device("meta"):  # shapes only: no time, no memory
-            model = VQGAN(config)
-        with as_input_error(path, layout):
-            fit(model, weights)
-        return model.to(device).eval()
-    raise InputError(f"{path} is {describe(checkpoint)}; supported: {', '.join(LAYOUTS)}")
+        if found is not None:
+            config, weights = found
+            with torch.device("meta"):  # shapes only: no time, no memory
+                model = VQGAN(config)
+            with as_input_error(path, layout):
+                fit(model, weights)
+            return model.to(device).eval()
+    raise InputError(f"{path} is {describe(checkpoint)}: minvqgan reads {', '.join(LAYOUTS)}")
 
 
 @contextmanager
@@ -145,12 +146,12 @@ def locate(path: str | PathLike) -> Path:
     if path.suffix == ".msgpack":
         raise InputError(f"{path} holds Flax weights, which only Flax reads: load taming-transformers' "
                          "f16 with 16384 codes, of which dalle-mini's VQGAN is a copy")
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` says what is wrong with the path
         return path
     for name in FILES:
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return path / name
-    raise InputError(f"{path} holds no {', '.join(FILES)}: name the file of weights itself")
+    raise InputError(f"{path} has none of {', '.join(FILES)}: name the file itself")
 
 
 # `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` in both other packages'.
@@ -165,7 +166,7 @@ def read(path: str | PathLike) -> Any:
     """Read a file of tensors and plain values onto the CPU; refuse one that asks to run code, naming what it wanted."""
     try:
         with torch.serialization.safe_globals([ModelCheckpoint]):
-            # mmap leaves on disk what nobody asks for, such as an optimiser's state; only torch's zip format can
+            # mmap leaves on disk what nobody asks for, such as an optimiser's state; it needs torch's zip format
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
@@ -177,9 +178,9 @@ def read(path: str | PathLike) -> Any:
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights as they are into a model built on the meta device: a file's mapped pages are not copied.
+    """Put weights into a model built on the meta device. Those of its precision stay mapped from their file.
 
-    Raises ValueError with the name of a tensor that is missing, one too many, or of another shape.
+    Raises InputError with the name of a tensor that is missing, one too many, or of another shape.
     """
     expected = model.state_dict()
     common = [name for name in expected if name in weights]
@@ -190,7 +191,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
     }
     for what, names in misfits.items():
         if names:
-            raise InputError(f"{names[0]} {what}" + (f", as are {len(names) - 1} more" if names[1:] else ""))
+            raise InputError(f"{names[0]} {what}" + (f" (and {len(names) - 1} more)" if names[1:] else ""))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, assign=True)
 
 

@@ -276,7 +276,7 @@ def test_weights_with_nothing_beside_them_ask_for_a_preset_and_do_not_guess(tmp_
         minclip.load(tmp_path / "model.pt")
     with pytest.raises(InputError, match="ViT-H-14 is 1280 wide, the image encoder here 768"):
         minclip.load(tmp_path / "model.pt", preset="ViT-H-14")
-    with pytest.raises(InputError, match="preset ViT-X is unknown"):
+    with pytest.raises(InputError, match="no preset 'ViT-X': choose one of ViT-B-32"):
         minclip.load(tmp_path / "model.pt", preset="ViT-X")
     config = minclip.load(tmp_path / "model.pt", preset="ViT-B-32").config
     assert (config.vision_heads, config.text_heads, config.activation) == (12, 1, "gelu")

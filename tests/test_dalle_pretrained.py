@@ -349,7 +349,7 @@ def test_weights_of_another_shape_without_a_config_ask_for_it(tmp_path):
 
 
 def test_a_folder_without_weights_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path} has no dalle.pt and no stage2_last.ckpt"):
+    with pytest.raises(InputError, match=f"{tmp_path} has none of dalle.pt, stage2_last.ckpt"):
         load(tmp_path)
 
 

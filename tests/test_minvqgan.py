@@ -32,7 +32,7 @@ def test_encode_and_decode_shapes_follow_the_levels(multipliers):
 def test_pictures_need_be_neither_square_nor_of_the_training_size():
     model = small()
     assert model.decode(model.encode(torch.zeros(1, 3, 24, 40))).shape == (1, 3, 24, 40)
-    with pytest.raises(ValueError, match="divide by 2") as error:
+    with pytest.raises(ValueError, match="multiples of 2") as error:
         model.encode(torch.zeros(1, 3, 24, 41))
     assert not isinstance(error.value, InputError)  # a bug of the caller, whose traceback must be seen
 
@@ -112,9 +112,11 @@ def test_convolutions_start_so_that_a_signal_keeps_its_size():
 
 
 @pytest.mark.parametrize("changes, remedy", [
-    (dict(image_size=30), "does not divide by 4"), (dict(multipliers=()), "at least 1"),
-    (dict(attention_resolutions=(7,)), "sides are"), (dict(channels=0), "at least 1"),
-    (dict(beta=-1.0), "beta is -1.0: it must not be negative"), (dict(rate_weight=-0.1), "rate_weight is -0.1"),
+    (dict(image_size=30), "not divisible by 4"), (dict(multipliers=()), "one or more whole numbers"),
+    (dict(multipliers=(1, 2.5)), "one or more whole numbers"), (dict(codebook_dim=2.5), "codebook_dim is 2.5: make it a whole"),
+    (dict(channels="16"), "channels is '16': make it a whole number"), (dict(beta=float("nan")), "beta is nan: make it 0 or more"),
+    (dict(attention_resolutions=(7,)), "sides are"), (dict(channels=0), "1 or more"),
+    (dict(beta=-1.0), "beta is -1.0: make it 0 or more"), (dict(rate_weight=-0.1), "rate_weight is -0.1"),
     (dict(quantiser="vector"), "'vector': it must be one of nearest, gumbel, fsq"),
 ])
 def test_nonsense_in_the_config_is_refused_with_the_remedy(changes, remedy):

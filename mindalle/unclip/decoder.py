@@ -29,11 +29,13 @@ from ..model import option
 from .diffusion import append_dims
 from .layers import Standardise, TimeEmbedding
 
-SKIP_STD = 0.01  # a third of a trained network's RMSE as t -> 1: with all of it, drawn images kept a visible grain
+SKIP_STD = 0.01  # a third of a trained network's RMSE as t -> 1: with three times as much, drawn images kept a visible grain
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
+    """Describe a decoder. The defaults draw 32 x 32 images from the embeddings of the toy CLIP."""
+
     image_size: int = option(32, "side of an image in pixels")
     embed_dim: int = option(128, "width of CLIP's embeddings")
     patch_size: int = option(2, "side of the square patch of pixels that becomes one position")
@@ -52,7 +54,7 @@ class DecoderConfig:
         if not self.multipliers or any(not isinstance(value, int) or value < 1 for value in self.multipliers):
             raise InputError(f"multipliers are {self.multipliers}: name one or more whole numbers, 1 or more")
         if self.image_size % (self.patch_size * 2 ** (len(self.multipliers) - 1)):
-            raise InputError(f"image_size {self.image_size} does not divide by patch_size {self.patch_size} and "
+            raise InputError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} and "
                              f"{len(self.multipliers) - 1} halvings: choose other multipliers or another patch_size")
         if self.channels * self.multipliers[-1] % self.heads:
             raise InputError(f"the coarsest level has {self.channels * self.multipliers[-1]} channels, no multiple of {self.heads} "
@@ -62,7 +64,7 @@ class DecoderConfig:
 
     @property
     def grid(self) -> int:
-        """Side of the coarsest level."""
+        """Return the side of the coarsest level."""
         return self.image_size // self.patch_size // 2 ** (len(self.multipliers) - 1)
 
 
@@ -158,12 +160,12 @@ class Decoder(nn.Module):
                                      ResidualBlock(widths[-1], widths[-1], d)])
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)  # at first the network adds nothing: gray, but for what the last line keeps
+        nn.init.zeros_(self.conv_out.weight)  # untrained, it predicts gray; the last line of forward adds a little x(t)
         nn.init.zeros_(self.conv_out.bias)
 
     @property
     def empty(self) -> Tensor:
-        """The embedding that stands for none, (e): the mean, 0 once standardised. The paper drops z_i to 0 [unCLIP sec. 2.1]."""
+        """Return the embedding (e) that stands for none: the mean, 0 once standardised. The paper drops z_i to 0 [unCLIP sec. 2.1]."""
         return self.standardise.mean
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ Denoiser = Callable[[Tensor], Denoise]
 def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
     """Go from a to b (...) along the great circle, by each of the shares (n) of the angle between them -> (n ...)
 
-    Between unit vectors the straight line would cut through the sphere: its middle is shorter, and so is that of two noises,
-    which lie near a sphere as well. Raises InputError for opposite vectors: every great circle through one passes through the
+    The middle of the straight line between two unit vectors is shorter than 1. So it is with two noises, which lie near a sphere
+    as well. Raises InputError for opposite vectors: every great circle through one passes through the
     other.
     """
     angle = torch.acos(F.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1))
@@ -50,8 +50,8 @@ def variations(denoiser: Denoiser, image: Tensor, z: Tensor, count: int, times: 
                generator: torch.Generator | None = None) -> Tensor:
     """Draw images with the embedding z (1 e) of an image (1 3 h w) -> (count 3 h w)
 
-    eta: 0 gives the image back, as exactly as it was inverted. 1 replaces all noise at the first step: only z is left of the
-    image, but for a trace in the network's first answer. Between the two part of the layout stays.
+    eta: 0 gives the image back, as exactly as it was inverted. 1 replaces all noise at the first step: then z alone decides,
+    except that the network's first answer still sees the old noise. Between the two part of the layout stays.
     """
     noise = invert(denoiser(z), image, times)
     return sample(denoiser(repeat(z, "1 e -> n e", n=count)), repeat(noise, "1 c h w -> n c h w", n=count), times, eta, generator)
@@ -67,6 +67,8 @@ def interpolate(denoiser: Denoiser, images: Tensor, z: Tensor, count: int, times
 def edit(denoiser: Denoiser, image: Tensor, z: Tensor, old: Tensor, new: Tensor, strengths: Tensor, times: list[float],
          eta: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
     """Add to the embedding z (1 e) of an image (1 3 h w) what the caption `new` (e) has and `old` (e) has not -> (n 3 h w)
+
+    All three embeddings have unit length.
 
     strengths (n): how many times the difference is added. The paper turns z by 0.25 to 0.5 of the angle to the difference; that
     leads along the same circle, but just as far for a small difference as for a large one.

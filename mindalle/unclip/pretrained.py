@@ -6,8 +6,8 @@ Karlo's prior, 1.02 billion parameters, is the published one (kakaobrain/karlo; 
     v1.0.alpha/  prior-ckpt-step=01000000-of-01000000.ckpt  ViT-L-14_stats.th
     prior/       config.json  diffusion_pytorch_model.safetensors or .bin           Hugging Face, kakaobrain/karlo-v1-alpha
 
-It reads OpenAI's CLIP ViT-L/14: the token features after ln_final, and a z_t that is not normalised. Nor is the z_i that it
-draws.
+Karlo's prior reads OpenAI's CLIP ViT-L/14: the token features after ln_final, and z_t. Neither z_t nor the z_i that it draws is
+of unit length.
 """
 
 import json

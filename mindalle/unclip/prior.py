@@ -8,16 +8,16 @@
                                                                      |
                                                                  z_i (b e)
 
-The token features are CLIP's, of the caption's tokens. z_t is the paper's name for its embedding of the whole caption, t for
-text, and z_i that of an image. The noised z_i is x(t), t for time. The query comes last, so it sees all the others; what it
-turns into is the prediction.
+The token features are CLIP's, one for each token of the caption. As in the paper, z_t is CLIP's embedding of the whole caption
+(t for text) and z_i that of an image. The noised z_i is x(t) (t for time). The query comes last, so it sees all the others;
+what it turns into is the prediction.
 
 A caption fits many images, and each has an embedding of its own. A network that maps captions straight to embeddings would
 learn the mean of these, which may be the embedding of no image. The prior samples one of them.
 
-Where we depart: the path is straight (diffusion.py), embeddings have unit length and are standardised. The paper's loss is the
-plain squared error of z_i [unCLIP sec. 2.2], ours divides by (1 - t)²; predicting z_i itself is the paper's. Its schedule,
-"cosine", is there for the published prior.
+As in the paper, the network predicts z_i itself. Where we depart: the path is straight (diffusion.py), and embeddings have unit
+length and are standardised. The paper's loss is the plain squared error of z_i [unCLIP sec. 2.2]; ours divides it by (1 - t)².
+The paper's schedule, "cosine", is there for the published prior.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ from .layers import Standardise, TimeEmbedding
 
 @dataclass(frozen=True)
 class PriorConfig:
+    """Describe a prior. The defaults fit the toy CLIP."""
+
     embed_dim: int = option(128, "width of CLIP's embeddings")
     token_width: int = option(64, "width of CLIP's text tokens")
     text_length: int = option(16, "tokens in a caption, padding included")
@@ -56,7 +58,7 @@ class PriorConfig:
 
     @classmethod
     def karlo(cls) -> "PriorConfig":
-        """Karlo's, 1.02 billion parameters, over CLIP ViT-L/14."""
+        """Return Karlo's: 1.02 billion parameters, over CLIP ViT-L/14."""
         return cls(embed_dim=768, token_width=768, text_length=77, width=2048, layers=20, heads=32, schedule="cosine")
 
 

@@ -12,8 +12,8 @@
     python sample.py explain "a red circle above an orange star on a gray background"
     python sample.py score
 
-`python sample.py COMMAND --help` lists a command's options. Every command leaves its pictures and an index.jsonl in
-RUN/samples/COMMAND, or in --out.
+`python sample.py COMMAND --help` lists a command's options. `score` writes RUN/scores.json and RUN/report.html, every other
+command its pictures and an index.jsonl into RUN/samples/COMMAND or --out.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def show_closest(args: argparse.Namespace, models: Models, folder: str, query: t
     for entry in entries:
         print(f"{entry['rank']:3d}  {entry['score']:.3f}  {entry['file']}")
     labels = [f"{e['score']:.3f} {Path(e['file']).name}" for e in entries]
-    out.write([data.read_image(entry["file"]) for entry in entries], entries, labels=labels)
+    out.write([data.read_image(entry["file"], 128) for entry in entries], entries, labels=labels)
 
 
 def reconstruct(args: argparse.Namespace, models: Models) -> None:

@@ -313,7 +313,7 @@ def parse(argv: list[str] | None = None) -> tuple:
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     with processes(), jobs.open_run(*parse(argv)).locked() as run:
-        settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: no mistake shows late
+        settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: a mistake shows at once
         with reported(run):
             for name in run.models:
                 MODELS[name][0](run, *settled[name])

@@ -34,10 +34,12 @@ def load_images(run: Run, image_size: int, count: int | None, split: str = "trai
     if images.about and not run.opened:
         print(f"data: {images.about}", flush=True)
     run.opened[image_size, count, split] = images
-    for reason in images.skipped[:SHOWN]:
+    skipped = [reason for reason in images.skipped if reason not in run.named]
+    run.named.update(skipped)
+    for reason in skipped[:SHOWN]:
         print(f"skipped: {reason}", file=sys.stderr)
-    if images.skipped:
-        print(f"skipped {len(images.skipped)}, left {len(images)} images", file=sys.stderr)
+    if skipped:
+        print(f"skipped {len(skipped)}, left {len(images)} images", file=sys.stderr)
     return images
 
 
@@ -57,7 +59,8 @@ def open_splits(run: Run, image_size: int, count: int) -> tuple[data.Dataset, da
 
 def describe(images: data.Dataset, unseen: data.Dataset) -> list[str]:
     """Say how many pictures there are to train on, how many captions, and what is repeated."""
-    both = " (the same, as they are so few)" if len(images) == len(unseen) < 20 else ""
+    same = len(images) == len(unseen) < 20 and images.name(0) == unseen.name(0)
+    both = " (the same, as they are so few)" if same else ""
     captions = distinct(images, unseen)
     lengths = sorted(len(caption.split()) for caption in captions)
     words = f"{lengths[0]} to {lengths[-1]} words" if lengths[0] < lengths[-1] else f"{lengths[0]} word{'s' * (lengths[0] != 1)}"

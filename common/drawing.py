@@ -113,6 +113,6 @@ def keep_best(models: Models, caption: str, images: Tensor, n: int, rerank: int 
     """Keep the n best images (b 3 h w) by `preference`, or the first n without `rerank` -> their indices, an entry for each."""
     if not rerank:
         return list(range(n)), [{"caption": caption}] * n
-    score = preference(models, caption, codes)
-    values, best = score(images).tolist(), mindalle.rerank(images, score).tolist()[:n]
-    return best, [{"caption": caption, "score": values[i], "rank": rank} for rank, i in enumerate(best)]
+    values = preference(models, caption, codes)(images)
+    best = mindalle.rerank(images, lambda _: values).tolist()[:n]
+    return best, [{"caption": caption, "score": values[i].item(), "rank": rank} for rank, i in enumerate(best)]

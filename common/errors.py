@@ -39,9 +39,12 @@ def file_errors() -> Iterator[None]:
         raise InputError(f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror or str(cause)) from error
 
 
-def one_line_errors(main: Callable[[], None]) -> None:
+def one_line_errors(main: Callable[[], None], name: str | None = None) -> None:
     """Run a script's main function. Exit codes: 2 for bad input, 130 after Ctrl-C, 1 where nobody reads the output."""
-    name = Path(sys.argv[0]).name
+    name = name or Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     try:
         main()
         sys.stdout.flush()

@@ -73,7 +73,7 @@ def word_log_probabilities(clip: minclip.CLIP, images: Tensor, choices: Tensor) 
 
 
 def squares(side: int) -> Tensor:
-    """Place squares of 3/8 of the side, 1/16 apart, wherever they cover some of the image -> (s h w) boolean."""
+    """Place squares of about 3/8 of the side, about 1/16 apart, wherever they cover some of the image -> (s h w) boolean."""
     step = max(1, side // 16)
     starts, pixels = torch.arange(-5 * step, side, step), torch.arange(side)
     start, pixel = rearrange(starts, "s -> s 1"), rearrange(pixels, "h -> 1 h")

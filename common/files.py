@@ -42,6 +42,8 @@ def lock(file: Any) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # the file system has no locks
+        return True
     return True

@@ -23,7 +23,7 @@ def finish_unclip(run: Run) -> None:
     """Draw the captions of 16 held-out pictures with DALL·E 2."""
     models, folder, seed, how = Models(run.folder, run.device), run.folder / "samples", run.job.seed, DecoderSampling()
     size = models.get("decoder").config.image_size
-    originals, captions, _ = scores.first_captions(held_out_images(run, size), 16)
+    _, captions, _ = scores.first_captions(held_out_images(run, size), 16)
     drawn = draw(models, draw_embeddings(models, captions, seed), how, seed)
     Output(folder / "unclip", "unclip", 16).write(to_pil(drawn), [{"caption": caption} for caption in captions])
 

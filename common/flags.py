@@ -63,7 +63,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "", wit
             continue
         more = {name: value for name, value in field.metadata.items() if name not in ("help", "least", "most")}
         text = field.metadata.get("help", "").replace("%", "%%")
-        if field.default not in (None, False, ()):
+        if field.default is not None and field.default is not False and field.default != ():
             cases = [f"{case} {words(getattr(other, field.name))}" for case, other in (others or {}).items()
                      if getattr(other, field.name) != field.default]
             text += f" (default: {', '.join([words(field.default), *cases])})"

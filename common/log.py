@@ -27,7 +27,7 @@ def read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with file_errors(), open(path, newline="", errors="replace") as file:
-        rows = list(csv.reader(line.replace("\0", "") for line in file))
+        rows = list(csv.reader(line.replace("\0", "") for line in file if line.endswith("\n")))
     return [dict(zip(HEADER, row)) for row in rows if len(row) == len(HEADER) and row[1].isdigit()]
 
 

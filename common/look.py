@@ -44,7 +44,8 @@ def look(folder: str, how: Look) -> None:
     say("recognised", collection.line)
     split, captions = describe(train, held_out)
     own = any(picture.split for picture in collection.pictures)
-    say("split", f"{split}, {'as the folder says' if own else 'a twentieth by a hash of the names'}")
+    by_hash = "" if len(collection.pictures) < 20 else ", a twentieth by a hash of the names"
+    say("split", split + (", as the folder says" if own else by_hash))
     say("captions", captions)
     say("tokens", tokens(train, held_out))
     say("repeated", repeated(train, held_out))
@@ -98,4 +99,4 @@ def sizes(collection: data.Collection) -> str:
 
 
 def run() -> None:
-    one_line_errors(main)
+    one_line_errors(main, "python -m data")

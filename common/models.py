@@ -91,9 +91,13 @@ class Models:
 
     def checkpoint(self, name: str) -> dict[str, Any]:
         """Return the checkpoint that train.py wrote, its weights mapped from the file; {} for published weights."""
-        files = PACKAGES[name].pretrained
-        content = files.read(files.locate(self.files[name]))
-        return content if isinstance(content, dict) and content.get("kind") == name else {}
+        key, files = f"{name} checkpoint", PACKAGES[name].pretrained
+        if key not in self.loaded:
+            if not self.has(name):
+                self.get(name)  # says what is missing
+            content = files.read(files.locate(self.files[name]))
+            self.loaded[key] = content if isinstance(content, dict) and content.get("kind") == name else {}
+        return self.loaded[key]
 
     def clip_tokenizer(self) -> minclip.Tokenizer:
         """Return CLIP's tokenizer: --merges, or what lies beside a --clip, or the run's own."""

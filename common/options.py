@@ -20,8 +20,8 @@ class Shared(Options):
     decoder: str | None = option(None, "likewise", metavar="FILE")
     tokenizer: str | None = option(None, "in place of the run's own", metavar="FILE")
     merges: str | None = option(None, "CLIP's tokenizer, where none lies beside the weights of --clip", metavar="FILE")
-    preset: str | None = option(None, "heads and activation of a --clip that comes without its config: "
-                                      f"{', '.join(minclip.PRESETS)}, or one of them and -quickgelu", metavar="NAME")
+    preset: str | None = option(None, "architecture of a --clip that comes without its config: "
+                                      f"{', '.join(minclip.PRESETS)}; with -quickgelu at the end for that activation", metavar="NAME")
     out: str | None = option(None, "folder for what comes out (default: RUN/samples/COMMAND)")
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def processes() -> Iterator[None]:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # from now on "cuda" is this one
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=timedelta(days=7))  # the leader may decode or score for hours
     try:
         if not LEADER:
             ignore_output()

@@ -37,7 +37,7 @@ def read_images(paths: Iterable[str | Path], side: int,
 
     read: path -> (3 side side) in [-1, 1]; without it as train.py reads them. Raises InputError if none can be read.
     """
-    read = read or (lambda path: data.to_tensor([data.read_image(path)], side)[0])
+    read = read or (lambda path: data.to_tensor([data.read_image(path, data.DETAIL * side)], side)[0])
     names, pictures, skipped = [], [], []
     for path in paths:
         try:
@@ -161,7 +161,8 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in self.written() - {"index.jsonl"}:  # a longer run's pictures must not stay among a shorter one's
                 (self.folder / name).unlink(missing_ok=True)
-            with open(self.folder / "index.jsonl", "w", encoding="utf-8") as file:  # first: what follows is ours from now on
+            # first: what follows is ours from now on. The name of a file need not be text: json reads "\\udce9" back
+            with open(self.folder / "index.jsonl", "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             if numbered:
                 for entry, picture in zip(entries, pictures):

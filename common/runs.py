@@ -48,6 +48,7 @@ class Run:
         self.job, self.folder = job, job.folder
         self.opened: dict[tuple, data.Dataset] = {}
         self.expected: dict[str, float] = {}  # model -> its first loss
+        self.named: set[str] = set()  # pictures that were skipped, with the reason: each is named once
         self.models = [only] if only else list(trained_by(job.model))
         self.log_path = self.folder / "log.csv"
 

@@ -62,7 +62,7 @@ def overpowered(rows: list[dict[str, str]]) -> str:
 
 
 def by_heart(rows: list[dict[str, str]], figure: str) -> str:
-    """Say so if a figure of held-out pictures was twice 10 % above its lowest while the loss of the training still fell."""
+    """Say so if the last two values of a held-out figure were 10 % above its lowest while the loss of the training still fell."""
     held_out = column(rows, figure, held_out=True)
     if len(held_out) < 3:
         return ""

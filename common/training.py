@@ -4,6 +4,7 @@ Every step draws its randomness from (seed, model, step) alone. So no generator 
 goes on from its last checkpoint to the very weights it would have had.
 """
 
+import copy
 import dataclasses
 import itertools
 import signal
@@ -26,7 +27,7 @@ from .runs import Run
 from .symptoms import symptoms
 from .threads import choose_threads
 
-SAVE_EVERY = 30  # seconds between checkpoints
+SAVE_EVERY = 30  # fewest seconds between checkpoints, each with figures of held-out pictures: more where those take long
 LOG_EVERY = 10  # steps between lines of the log
 HELD_OUT_SHARE = 0.02  # of the time goes to figures of held-out pictures, at the most
 
@@ -74,7 +75,8 @@ class Training:
     def __init__(self, run: Run, name: str, config: Any, recipe: Any, notes: dict[str, Any], **parts: nn.Module | Optimizer):
         self.run, self.name, self.config, self.recipe, self.notes, self.parts = run, name, config, recipe, notes, parts
         self.budget = Budget.of(run, name, recipe)
-        self.step, self.seconds, self.stopped_by, self.saved_step = 0, 0.0, None, None
+        self.step, self.seconds, self.saved_step = 0, 0.0, None
+        self.asked_to_stop = self.stopped_by = None  # the first in this process, the second in all: no step divides them
         self.noticed: set[str] = set()  # symptoms that were named: each once
         if run.job.resume and (state := run.state(name)):
             self.restore(state)
@@ -96,7 +98,7 @@ class Training:
     def steps(self) -> Iterator[tuple[int, float]]:
         """Yield (step, share done) until the training is over. Ctrl-C ends it after the step that it interrupts."""
         def stop(*_):
-            self.stopped_by = KeyboardInterrupt
+            self.asked_to_stop = KeyboardInterrupt
             if WORLD == 1:  # a second Ctrl-C does not wait; torchrun passes on what the terminal has sent already
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -113,7 +115,7 @@ class Training:
             while self.done < 1 and not self.stopped_by:
                 next(threads)
                 yield self.step, self.done
-            agree(None)  # the others wait here until the leader has saved what they may need next
+            self.stopped_by = agree(self.asked_to_stop)  # the others wait here until the leader has saved what they may need next
         finally:
             signal.signal(signal.SIGINT, before)
         if self.stopped_by:
@@ -121,7 +123,7 @@ class Training:
 
     @property
     def due(self) -> bool:
-        """Whether the leader is to save and to evaluate now: twice a minute, and after the last step."""
+        """Whether the leader is to save and to evaluate now: at most twice a minute, and after the last step."""
         self.due_since = time.monotonic()
         return LEADER and (self.due_since >= self.next_due or self.done >= 1 or bool(self.stopped_by))
 
@@ -142,7 +144,7 @@ class Training:
             if LEADER:
                 log.append(self.run.log_path, self.name, self.step, self.seconds, value, dict(zip(parts, values)))
         self.step += 1
-        self.seconds, self.stopped_by = agree((self.first_seconds + time.monotonic() - self.started, self.stopped_by))
+        self.seconds, self.stopped_by = agree((self.first_seconds + time.monotonic() - self.started, self.asked_to_stop))
         self.show()
 
     def log_held_out(self, **figures: float) -> None:
@@ -174,7 +176,7 @@ class Training:
             print(f"\r{line:<79}" if sys.stdout.isatty() else line, end=end, flush=True)
         except BrokenPipeError:
             ignore_output()
-            self.stopped_by = BrokenPipeError
+            self.asked_to_stop = BrokenPipeError
 
     # ---- The checkpoint -----------------------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Training:
                 raise InputError(f"{path} was trained with another {name} ({state.get(name)}, now {value}): name another --run")
         self.parts["model"].load_state_dict(state["weights"])
         for name, part in state["training"].items():
-            self.parts[name].load_state_dict(part)
+            self.parts[name].load_state_dict(copy.deepcopy(part))  # Windows replaces no file that is still mapped
         self.step, self.seconds, self.saved_step = state["step"], state["seconds"], state["step"]
 
     def diverged(self, what: str) -> None:

@@ -14,6 +14,7 @@ Pictures are uint8 (h w 3) in here, and float (b 3 h w) in [-1, 1] once they lea
 """
 
 from .collection import Collection
+from .decoding import DETAIL
 from .dataset import Dataset, held_out_split, image_files, load
 from .errors import InputError
 from .judge import matches, overlap, read_scene
@@ -26,7 +27,7 @@ from .shapes import (BACKGROUNDS, COLOURS, NOVEL, OUTLINES, RELATIONS, SHAPES, S
 __all__ = [
     "load", "Dataset", "held_out_split", "InputError",
     "read_layout", "Collection", "LAYOUTS", "image_files",
-    "open_image", "read_image", "to_tensor", "to_pictures",
+    "open_image", "read_image", "to_tensor", "to_pictures", "DETAIL",
     "COLOURS", "SHAPES", "BACKGROUNDS", "RELATIONS", "OUTLINES", "NOVEL", "SPLITS",
     "Object", "Scene", "parse", "split_of", "random_scene", "place", "paint", "render",
     "read_scene", "matches", "overlap",

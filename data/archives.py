@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image
@@ -26,9 +27,6 @@ from .tree import Found, Tree, class_captions, split_of_name, unreadable
 def tar(tree: Tree) -> Found | None:
     """WebDataset: 0017.jpg in a .tar beside 0017.txt, 0017.json ("caption" or "text") or 0017.cls, a class's number."""
     found, classes = Found("", [], set()), []  # classes: (Picture, number)
-    if packed := [name for name in tree.ending(".tar.gz", ".tgz") if not tree.images]:
-        raise InputError(f"{tree.root / packed[0]} is compressed, so no picture can be found in it without unpacking all before "
-                         "it; run gunzip on it")
     for name in tree.ending(".tar"):
         pictures, texts = _read_shard(tree, name)
         for key, picture in pictures.items():
@@ -98,9 +96,14 @@ class Row:
     column: str
 
     def open(self) -> Image.Image:
-        cell = _column(self.path, self.group, self.column)[self.row].as_py()
+        with _reading:
+            column = _column(self.path, self.group, self.column)
+        cell = column[self.row].as_py()
         letters, file = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         return Image.open(BytesIO(letters) if letters is not None else self.path.parent / file)
+
+
+_reading = Lock()  # or every worker would read the same group
 
 
 @lru_cache(maxsize=2)  # pictures are decoded in order: the group at hand, and the next one if another worker is ahead
@@ -118,6 +121,8 @@ def parquet(tree: Tree) -> Found | None:
         import pyarrow
         from pyarrow import parquet as reader
     except ImportError as error:
+        if tree.ending(".tar"):
+            return None
         raise InputError(f"{tree.root / names[0]} is a Parquet file, which pyarrow reads; install it: "
                          "pip install '.[parquet]'") from error
     found = Found("", [], set())
@@ -127,7 +132,7 @@ def parquet(tree: Tree) -> Found | None:
         except (pyarrow.ArrowException, OSError) as error:
             raise unreadable(tree.root / name, error, "get it anew") from error
     shards = len(found.used)
-    found.layout = f"{shards} Parquet files" if shards > 1 else names[0]
+    found.layout = f"{shards} Parquet files" if shards > 1 else "".join(found.used)
     return found if found.pictures else None
 
 
@@ -136,6 +141,8 @@ def _add_parquet(tree: Tree, name: str, file: Any, found: Found) -> None:
     path, schema = tree.root / name, file.schema_arrow
     original = {tidy(column): column for column in schema.names}
     columns = find_columns(list(original), PICTURE_COLUMNS)
+    if columns is None and (tree.images or tree.ending(".tar")):  # img2dataset writes a table of addresses beside every shard
+        return
     if columns is None:
         raise InputError(f"{path} has the columns {', '.join(schema.names)}; it needs one of pictures called image, and one "
                          "called text, caption or label")

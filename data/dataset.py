@@ -87,10 +87,10 @@ def load(
     unreadable = [block.unreadable[row] for row in rows if row in block.unreadable]
     rows = np.array([row for row in rows if row not in block.unreadable], int)
     if not len(rows):
-        raise InputError(f"{folder}: not one image can be read; the first: {unreadable[0]}")
+        raise InputError(f"{folder}: no image of the split {split} can be read; the first: {unreadable[0]}")
     left_out = [f"{folder / name}: {kind}" for kind, name in collection.left_out if kind != "other suffix"]
-    captions = [pictures[row].captions for row in rows]
-    return Dataset(captions, lambda indices: block.pixels[rows[indices]], lambda i: str(folder / pictures[rows[i]].name),
+    captions, names = [pictures[row].captions for row in rows], [pictures[row].name for row in rows]  # and no picture: those hold pixels
+    return Dataset(captions, lambda indices: block.pixels[rows[indices]], lambda i: str(folder / names[i]),
                    collection.line, unreadable + left_out, shared(captions, (hash(block.pixels[row].tobytes()) for row in rows)))
 
 

@@ -16,7 +16,7 @@ from .archives import parquet, tar
 from .arrays import cifar, idx, npz
 from .collection import Collection, File, Picture
 from .errors import InputError
-from .tables import coco, karpathy, table
+from .tables import as_texts, coco, karpathy, open_text, table
 from .tree import Found, Tree, list_folder, unreadable
 
 FEW = 8  # pictures that may all have the same caption: an example, or a first try
@@ -41,10 +41,10 @@ def text(tree: Tree) -> Found | None:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+        with open_text(path) as file:
+            return as_texts(file.read().splitlines())
     except OSError as error:
         raise unreadable(path, error) from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def classes(tree: Tree) -> Found | None:
@@ -101,7 +101,7 @@ def read(folder: str | Path, layout: str | None = None, class_names: Sequence[st
 
 
 def _alternative(name: str, tree: Tree) -> str | None:
-    """Name a layout that would do as well; one that knows a single caption would not."""
+    """Name a layout that fits too, unless it gives all pictures the same caption."""
     try:
         found = LAYOUTS[name](tree)
     except InputError:
@@ -112,6 +112,9 @@ def _alternative(name: str, tree: Tree) -> str | None:
 def _nothing(tree: Tree, layout: str | None) -> str:
     if layout:
         return f"{tree.root} is not of the layout {layout}; choose another of {', '.join(LAYOUTS)}, or leave --layout out"
+    if not tree.images and (packed := tree.ending(".tar.gz", ".tgz")):
+        return (f"{tree.root / packed[0]} is compressed, so no picture can be found in it without unpacking all before it; "
+                "run gunzip on it")
     if not tree.images:
         return (f"{tree.root} holds no images; put PNG, JPEG, WebP or GIF files there, or an archive with captions "
                 "(tar shards, Parquet, idx, CIFAR, npz)")

@@ -114,17 +114,18 @@ def _stem(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[0]
 
 
-def _open(tree: Tree, name: str):
-    with open(tree.root / name, "rb") as file:
+def open_text(path: Path):
+    """Open a text in UTF-8, or in UTF-16 if it says so."""
+    with open(path, "rb") as file:
         wide = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)  # what Excel calls Unicode text
     encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")  # a file's name may be no text
-    return open(tree.root / name, encoding=encoding, errors=errors, newline="")
+    return open(path, encoding=encoding, errors=errors, newline="")
 
 
 def _read_lines(tree: Tree, name: str) -> tuple[Columns, Iterator[Row]] | None:
     """Recognise a table by its first line -> (its columns, its rows), or None if it is none."""
-    with _open(tree, name) as lines:
-        first = next(filter(str.strip, lines), "")
+    with open_text(tree.root / name) as lines:
+        first = next(filter(str.strip, lines), "")[: csv.field_size_limit()]  # no header is longer
     if TOKEN.match(first):
         return Columns("image", ("caption",), None), _tokens(tree, name)
     for separator in SEPARATORS:
@@ -135,7 +136,7 @@ def _read_lines(tree: Tree, name: str) -> tuple[Columns, Iterator[Row]] | None:
 
 
 def _tokens(tree: Tree, name: str) -> Iterator[Row]:
-    with _open(tree, name) as lines:
+    with open_text(tree.root / name) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 match = TOKEN.match(line.strip())
@@ -146,7 +147,7 @@ def _rows(tree: Tree, name: str, separator: str, header: list[str], columns: Col
     """Read the rows under a header. Flickr30k's `|` table has quotes that quote nothing."""
     path = tree.root / name
     quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
-    with _open(tree, name) as lines:
+    with open_text(tree.root / name) as lines:
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True, quoting=quoting)
         ended, started = 0, False  # the line at which the last row ended; whether the header has passed
         try:
@@ -178,14 +179,14 @@ def _read_objects(tree: Tree, name: str) -> tuple[Columns, Iterator[Row]] | None
 
 
 def _json_list(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
-    with _open(tree, name) as file:
+    with open_text(tree.root / name) as file:
         if not file.read(64).lstrip().startswith("["):  # so that a large file of something else is not parsed
             return
     yield from ((f"entry {number}", row) for number, row in enumerate(tree.json(name), 1))
 
 
 def _json_lines(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
-    with _open(tree, name) as lines:
+    with open_text(tree.root / name) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:

@@ -67,27 +67,34 @@ class Tree:
 
     @cached_property
     def split_lists(self) -> dict[str, dict[str, str]]:
-        """Find lists of pictures, one a line, whose names tell a split: list -> (base name of a picture -> split).
+        """Find lists of pictures, one a line, whose names tell a split: list -> (picture, as the list writes it -> split).
 
-        So Flickr8k keeps its split: Flickr_8k.trainImages.txt, devImages, testImages.
+        So Flickr8k keeps its split, Flickr_8k.trainImages.txt, devImages, testImages, and Food-101 its meta/train.txt.
         """
         lists = {}
         for name in self.ending(".txt", ".lst"):
             if split := split_of_name(os.path.basename(name)):
                 with open(self.root / name, encoding="utf-8-sig", errors="surrogateescape") as lines:
-                    bases = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
-                if bases and bases[0].lower() in self._named:
-                    lists[name] = dict.fromkeys(bases, split)
+                    paths = [line.strip().lower().replace("\\", "/") for line in lines if line.strip()]
+                if paths and paths[0].rpartition("/")[2] in self._named:
+                    lists[name] = dict.fromkeys(paths, split)
         return lists
 
     @cached_property
-    def _listed(self) -> dict[str, str]:
-        return {base: split for bases in self.split_lists.values() for base, split in bases.items()}
+    def _listed(self) -> dict[str, list[tuple[list[str], str]]]:
+        """Map base names without suffix to what the lists say of them: folders, split."""
+        listed = defaultdict(list)
+        for path, split in (item for paths in self.split_lists.values() for item in paths.items()):
+            *folders, base = path.split("/")
+            listed[_bare(base)].append((folders, split))
+        return listed
 
     def split(self, name: str) -> str | None:
         """Tell the split of a file by a list that names it, or else by the folders it lies in."""
-        if listed := self._listed.get(name.rpartition("/")[2]):
-            return listed
+        *folders, base = name.lower().split("/")
+        for listed, split in self._listed.get(_bare(base), ()):
+            if _shared_end(listed, folders) == min(len(listed), len(folders)):  # one path is the end of the other
+                return split
         return next((self.split_folders[folder] for folder in _parents(name) if folder in self.split_folders), None)
 
     def split_of_file(self, name: str) -> str | None:
@@ -170,6 +177,12 @@ def _parents(name: str) -> Iterator[str]:
     return (name[: slash.start()] for slash in re.finditer("/", name))
 
 
+def _bare(base: str) -> str:
+    """Return a base name without the suffix of a picture."""
+    stem, suffix = os.path.splitext(base)
+    return stem if suffix in SUFFIXES else base
+
+
 def _shared_end(a: list[str], b: list[str]) -> int:
     """Count the equal parts at the end of two paths."""
     count = 0
@@ -216,14 +229,16 @@ def list_folder(root: str | Path, class_names: Sequence[str] = ()) -> Tree:
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
-                if entry.is_dir():
-                    (links if entry.is_symlink() else pending).append(entry.path)
-                elif entry.is_file():
-                    path = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
-                    (linked if entry.is_symlink() else found).setdefault(path, entry.path)
-                elif entry.is_symlink():
+                link = entry.is_symlink()  # whose is_dir() would raise for a link to itself
+                if os.path.isdir(entry.path) if link else entry.is_dir():
+                    (links if link else pending).append(entry.path)
+                elif os.path.isfile(entry.path) if link else entry.is_file():
+                    path = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
+                    (linked if link else found).setdefault(path, entry.path)
+                elif link:
                     broken.append(entry.path)
     except OSError as error:
-        raise InputError(f"{root} cannot be listed ({error.strerror or error}); allow reading it") from error
+        raise InputError(f"{error.filename or root} cannot be listed ({error.strerror or error}); allow reading it, or move it "
+                         "elsewhere") from error
     relative = lambda paths: sorted(path[len(base) :].replace(os.sep, "/") for path in paths)  # noqa: E731
     return Tree(Path(root), relative((linked | found).values()), relative(broken), tuple(class_names))

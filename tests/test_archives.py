@@ -4,6 +4,8 @@ import io
 import json
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -120,6 +122,27 @@ def test_parquet_that_is_broken_or_holds_no_pictures_is_refused(tmp_path):
                                  "called text, caption or label")
     (tmp_path / "0.parquet").write_bytes(b"PAR1")
     assert refusal(tmp_path).startswith("DIR/0.parquet cannot be read (")
+
+
+def test_a_table_of_addresses_beside_a_shard_is_passed_over_as_img2dataset_writes_them(tmp_path, monkeypatch):
+    make_tar(tmp_path / "00000.tar", {"0.jpg": image_bytes(3, "JPEG"), "0.txt": b"a cat"})
+    make_parquet(tmp_path / "00000.parquet", {"url": ["https://"], "caption": ["a cat"], "key": ["0"]})
+    assert captions(read(tmp_path)) == {"00000.tar: 0.jpg": ["a cat"]}
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert captions(read(tmp_path)) == {"00000.tar: 0.jpg": ["a cat"]}
+
+
+def test_workers_that_want_one_group_of_parquet_read_it_once(tmp_path, monkeypatch):
+    make_parquet(tmp_path / "0.parquet", {"image": cells(*range(8)), "text": [str(i) for i in range(8)]}, group=4)
+    from pyarrow import parquet
+
+    reads, reader = [], parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", lambda self, group, **options: (
+        reads.append(group), time.sleep(0.05), reader(self, group, **options))[2])
+    pictures = read(tmp_path).pictures
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(lambda picture: picture.source.open(), pictures))) == 8
+    assert sorted(reads) == [0, 1]
 
 
 def test_without_pyarrow_a_parquet_file_is_refused_with_how_to_install_it(tmp_path, monkeypatch):

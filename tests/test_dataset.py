@@ -352,7 +352,7 @@ def test_a_table_without_its_columns_is_named(tmp_path, name, text, message):
 def test_a_folder_of_nothing_but_broken_images_is_refused_by_the_first(tmp_path):
     (tmp_path / "red").mkdir()
     (tmp_path / "red" / "1.png").write_bytes(b"\x89PNG\r\n")
-    refused("not one image can be read; the first: .*1.png cannot be read as an image", str(tmp_path), 32)
+    refused("no image of the split train can be read; the first: .*1.png cannot be read as an image", str(tmp_path), 32)
 
 
 def test_unknown_splits_and_senseless_numbers_are_refused(tmp_path):

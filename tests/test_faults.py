@@ -37,6 +37,8 @@ def test_bad_input_gets_one_line_that_names_it(trained, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert "empty" in refused("train", "clip", "--data", tmp_path / "empty", "--run", tmp_path / "r")
+    assert "dalle.pt is missing: copy one there" in refused("sample", "dalle", "a cat", "--run", tmp_path / "r")
+    assert "clip.pt is missing: copy one there" in refused("sample", "guide", "a cat", "--run", tmp_path / "r")
     assert "--wings" in refused("train", "clip", "--wings", 2)
     assert "patch" in refused("train", "clip", "--patch-size", 5, "--run", tmp_path / "r")
     assert "clip" in refused("sample", "reconstruct", folder / "0.png", "--run", trained, "--vqgan", trained / "clip.pt")
@@ -207,6 +209,27 @@ def test_a_cut_or_empty_log_is_mended_and_goes_on(folder, tmp_path, damage):
     trains("--run", tmp_path, "--resume", "--steps", 12)
     assert path.read_text().startswith("model,step,seconds,loss,parts\n")
     assert [row["step"] for row in log.read(path) if row["loss"]][-1] == "10"
+
+
+def test_a_line_of_the_log_that_a_crash_cut_anywhere_is_passed_over(tmp_path):
+    path = tmp_path / "log.csv"
+    for step in (0, 10):
+        log.append(path, "vqgan", step, 1.5, 0.25, {"reconstruction": 0.2, "codebook": 0.05})
+    whole = path.read_bytes()
+    first = whole.index(b"vqgan,10")
+    for cut in range(first, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert [row["step"] for row in log.read(path)] == ["0"], whole[first:cut]
+
+
+@pytest.mark.parametrize("error, locked", [(BlockingIOError, False), (OSError, True)])
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, error, locked):
+    def refuse(*_):
+        raise error(38, "Function not implemented")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    with open(tmp_path / "lock", "w") as file:
+        assert files.lock(file) is locked
 
 
 def test_a_closed_pipe_stops_training_saves_and_fails(folder, tmp_path):

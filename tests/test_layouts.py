@@ -81,6 +81,13 @@ def test_a_text_file_lies_beside_its_picture_or_in_a_parallel_folder(tmp_path, p
     assert found.line == "text files, one a picture: 1 images, 2 captions"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_file_may_be_written_in_the_encodings_of_windows(tmp_path, encoding):
+    make(tmp_path, "1.png")
+    (tmp_path / "1.txt").write_text("ein Käfer\n\n a beetle\n", encoding=encoding)
+    assert captions(read(tmp_path)) == {"1.png": ["ein Käfer", "a beetle"]}
+
+
 def test_files_of_boxes_in_labels_are_no_captions(tmp_path):
     make(tmp_path, "images/1.png")
     write(tmp_path, {"labels/1.txt": "0 0.5 0.5 0.1 0.1"})
@@ -157,3 +164,6 @@ def test_a_compressed_shard_is_refused_with_what_to_do(tmp_path):
     write(tmp_path, {"0.tar.gz": ""})
     assert refusal(tmp_path) == ("DIR/0.tar.gz is compressed, so no picture can be found in it without unpacking all before it; "
                                  "run gunzip on it")
+    write(tmp_path, {"cat/1.txt": "no picture"})
+    make(tmp_path, "cat/1.png", "dog/1.png")
+    assert len(captions(read(tmp_path))) > 0  # unpacked beside it, as torchvision leaves them

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import os
 import subprocess
 import sys
 
@@ -59,9 +61,33 @@ def test_it_counts_the_captions_that_are_too_long_for_a_model(tmp_path):
     assert "so train.py refuses 1 captions, or cuts them with --truncate" in said(tmp_path, "--out", tmp_path / "looks")["tokens"]
 
 
+def test_it_tells_splits_of_a_few_pictures_from_one_set_used_for_both(tmp_path):
+    for i in range(6):
+        for folder in ("one", "two/train", "two/val"):
+            path = tmp_path / folder / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (20 * i, len(folder), 0)).save(path)
+    line = "6 images to train on, 6 held out"
+    assert said(tmp_path / "one", "--out", tmp_path / "looks")["split"] == f"{line} (the same, as they are so few)"
+    assert said(tmp_path / "two", "--out", tmp_path / "looks")["split"] == f"{line}, as the folder says"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_name_that_is_no_text_is_written_to_the_index_and_to_any_output(tmp_path):
+    for name in (b"caf\xe9", b"dog"):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(name) / "1.png")
+    result = subprocess.run([sys.executable, "-m", "data", str(tmp_path), "--out", str(tmp_path / "looks")], cwd=ROOT,
+                            capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert result.returncode == 0, result.stderr
+    index = (tmp_path / "looks" / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {os.path.basename(os.path.dirname(json.loads(line)["file"])) for line in index} == {"caf\udce9", "dog"}
+
+
 def test_it_is_a_command_of_the_package_and_refuses_in_one_line(tmp_path):
     result = subprocess.run([sys.executable, "-m", "data", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "is not a folder" in result.stderr
+    assert result.stderr.startswith("python -m data: ")
 
 
 @pytest.mark.parametrize("words, message", [(["--layout", "tarr"], "no layout 'tarr'"), (["--image-size", 50], "cannot be halved")])

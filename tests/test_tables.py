@@ -110,6 +110,26 @@ def test_a_list_of_paths_is_a_split_and_any_other_text_is_not(tmp_path, text, ex
     assert splits(read(tmp_path)) == (expected or dict.fromkeys(("a/0.png", "b/1.png", "a/2.png")))
 
 
+def test_a_list_may_leave_out_suffixes_as_food_101s_do(tmp_path):
+    make(tmp_path, "images/pie/1.jpg", "images/pie/2.jpg", "images/cake/3.jpg")
+    write(tmp_path, {"meta/train.txt": "pie/1\ncake/3\n", "meta/test.txt": "pie/2\n", "meta/classes.txt": "pie\ncake\n"})
+    assert splits(read(tmp_path)) == {"images/pie/1.jpg": "train", "images/cake/3.jpg": "train", "images/pie/2.jpg": "held-out"}
+
+
+def test_the_folders_in_a_list_tell_pictures_of_one_name_apart(tmp_path):
+    make(tmp_path, "a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png")
+    write(tmp_path, {"train.txt": "a/0.png\na/1.png\nB\\0.png\n", "test.txt": "b/1.png\n"})
+    found = read(tmp_path)
+    assert splits(found) == {"a/0.png": "train", "a/1.png": "train", "b/0.png": "train", "b/1.png": "held-out"}
+    assert found.left_out == [("in no split", "b/2.png")]
+
+
+def test_a_text_whose_first_line_is_longer_than_any_header_is_no_table(tmp_path):
+    make(tmp_path, "cat/1.png", "dog/1.png")
+    write(tmp_path, {"notes.txt": "note " * 30_000, "notes.csv": "note " * 30_000})
+    assert captions(read(tmp_path)) == {"cat/1.png": ["cat"], "dog/1.png": ["dog"]}
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
 def test_a_table_may_be_written_in_the_encodings_that_excel_saves(tmp_path, encoding):
     make(tmp_path, "0.png", "1.png")

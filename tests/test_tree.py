@@ -56,4 +56,23 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", forbid)
-    assert refusal(tmp_path) == "DIR cannot be listed (Permission denied); allow reading it"
+    assert refusal(tmp_path) == "DIR cannot be listed (Permission denied); allow reading it, or move it elsewhere"
+
+
+def test_of_the_folders_inside_the_one_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    make(tmp_path, "cat/1.png", "lost/1.png")
+    scandir = os.scandir
+
+    def forbid_one(folder):
+        if str(folder).endswith("lost"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", forbid_one)
+    assert refusal(tmp_path) == "DIR/lost cannot be listed (Permission denied); allow reading it, or move it elsewhere"
+
+
+def test_a_link_to_itself_is_a_broken_one(tmp_path):
+    make(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "self").symlink_to("self")
+    assert read(tmp_path).left_out == [("broken link", "self")]

@@ -76,7 +76,7 @@ class Training:
         self.run, self.name, self.config, self.recipe, self.notes, self.parts = run, name, config, recipe, notes, parts
         self.budget = Budget.of(run, name, recipe)
         self.step, self.seconds, self.saved_step = 0, 0.0, None
-        self.asked_to_stop = self.stopped_by = None  # the first in this process, the second in all: no step divides them
+        self.asked_to_stop = self.stopped_by = None  # by whom: this process alone; all, which agree after each step
         self.noticed: set[str] = set()  # symptoms that were named: each once
         if run.job.resume and (state := run.state(name)):
             self.restore(state)

@@ -125,6 +125,20 @@ def test_ctrl_c_saves_and_prints_the_command_that_continues_whatever_the_folder_
     assert state["step"] == step + 2 and state["job"]["seed"] == 3 and state["job"]["data"] == str(folder)
 
 
+def test_a_stop_that_comes_between_two_steps_waits_until_all_processes_have_agreed_on_it(folder, tmp_path, monkeypatch):
+    log_step = Training.log
+
+    def log_and_ask(self, *args, **parts):
+        log_step(self, *args, **parts)
+        if self.step == 3:
+            self.asked_to_stop = KeyboardInterrupt  # as Ctrl-C while the leader saves, when the others are ahead already
+
+    monkeypatch.setattr(Training, "log", log_and_ask)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 4, which is saved"):
+        trains("vqgan", "--data", folder, "--run", tmp_path, "--steps", 9, *TINY["vqgan"].split())
+    assert torch.load(tmp_path / "vqgan.pt", weights_only=True)["step"] == 4
+
+
 def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not_yet_begun(folder, tmp_path, monkeypatch):
     words = ["--data", folder, "--steps", 4, "--seed", 2, *TINY_JOB.split()]
     trains(*words, "--run", tmp_path / "whole")

@@ -307,7 +307,7 @@ def test_what_may_not_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
     picture(tmp_path / "one.png")
     (tmp_path / "one.txt").write_text("a cat")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", forbid)
+        patch.setattr("builtins.open", forbid)
         refused(r"one.txt cannot be read \(Permission denied\)", str(tmp_path), 32)
     with monkeypatch.context() as patch:
         patch.setattr("os.scandir", forbid)

@@ -193,7 +193,7 @@ def test_the_model_runs_under_bfloat16_autocast_and_hands_out_float32(model, ima
 
 
 @pytest.mark.parametrize("change, remedy", [
-    ({"patch_size": 5}, "choose a patch_size that divides"), ({"image_size": 30, "patch_size": 5}, "choose stem_width 0"),
+    ({"patch_size": 5}, "choose a patch_size that divides"), ({"image_size": 30, "patch_size": 5}, "or stem_width 0"),
     ({"stem_width": -1}, "stem_width is -1: choose 0 or more"),
     ({"text_heads": 3}, "text_heads 3: choose one"),
     ({"vision_width": 130}, "vision_heads 4: choose one"), ({"activation": "relu"}, "quick_gelu or gelu"),

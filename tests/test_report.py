@@ -167,8 +167,8 @@ def test_an_interrupted_training_is_reported_as_far_as_it_came_and_a_resumed_one
     whole = Training.log
 
     def interrupted(self, loss, **parts):
+        self.asked_to_stop = KeyboardInterrupt if self.step == 2 else None  # during the third step
         whole(self, loss, **parts)
-        self.stopped_by = KeyboardInterrupt if self.step == 3 else None
 
     monkeypatch.setattr(Training, "log", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped at step 3"):

@@ -43,6 +43,7 @@ class LookAlikes:
         order = torch.randperm(len(self.caption))                                               # (n)
         first = self.caption[order[: math.ceil(batch_size / group)]]                            # (k) a caption for each group
         has_token = torch.zeros(int(self.texts.max()) + 1, len(first))                          # (v k)
+        # padding counts too, so that short captions go with short ones: a long one repeats words and would win by that
         has_token[self.texts[first], rearrange(torch.arange(len(first)), "k -> k 1")] = 1
         shared = F.embedding_bag(self.texts[pool], has_token, mode="sum")                       # (p k) tokens in common
         shared += torch.rand(len(pool), 1)  # breaks ties at random

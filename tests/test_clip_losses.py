@@ -319,6 +319,14 @@ def test_a_batch_of_look_alikes_sets_a_caption_beside_the_same_words_in_another_
         assert first.tolist() == second[[0, 3, 2, 1]].tolist()
 
 
+def test_short_captions_look_like_short_ones_though_long_ones_repeat_their_words():
+    short = [[1, 3, size, colour, 2, 0, 0, 0] for size in (10, 11) for colour in range(20, 26)]  # start, a, ..., end, padding
+    long = [[1, 3, colour, 3, shape, 3, place, 2] for colour in range(20, 26) for shape in (30, 31) for place in (40, 41)]
+    texts = torch.tensor(short + long)
+    for first, second in texts[minclip.LookAlikes(texts).draw(len(texts), group=2)].split(2):
+        assert (first == 0).sum() == (second == 0).sum()
+
+
 def test_look_alikes_are_images_of_all_captions_and_fewer_where_captions_are_few():
     texts = torch.tensor([[1, caption] for caption in (2, 2, 2, 3, 4)])
     look_alikes, drawn = minclip.LookAlikes(texts), []

@@ -5,6 +5,7 @@ import minvqgan
 from . import scores
 from .captions import held_out_images
 from .drawing import drawing, generate_images
+from .flags import command
 from .guiding import Guiding, guide_and_write
 from .models import Models, reconstruct
 from .parallel import LEADER
@@ -48,3 +49,5 @@ def finish_all(run: Run, prompt: str = "a large red circle") -> None:
         output = Output(folder / "guide", "guide", 1)
         guide_and_write(models, output, prompt, minvqgan.parse_prompts(prompt), models.embed_text([prompt]), Guiding(), seed)
         scores.score(models, drawing(models), seed=seed)
+    else:  # a classifier would first learn the pictures, for a minute or more
+        print(f"to score it on held-out pictures: {command('sample.py', 'score', '--run', folder.parent)}")

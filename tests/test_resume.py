@@ -139,7 +139,7 @@ def test_a_stop_that_comes_between_two_steps_waits_until_all_processes_have_agre
     assert torch.load(tmp_path / "vqgan.pt", weights_only=True)["step"] == 4
 
 
-def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not_yet_begun(folder, tmp_path, monkeypatch):
+def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not_yet_begun(folder, tmp_path, monkeypatch, capsys):
     words = ["--data", folder, "--steps", 4, "--seed", 2, *TINY_JOB.split()]
     trains(*words, "--run", tmp_path / "whole")
     interrupt_at(monkeypatch, 3)  # of CLIP
@@ -152,6 +152,7 @@ def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not
     for model in TINY:
         assert_same_weights(tmp_path / "whole", tmp_path / "parts", model)
     assert (tmp_path / "parts" / "samples" / "dalle" / "sheet.png").exists()
+    assert "sample.py score --run" in capsys.readouterr().out.splitlines()[-2]  # what a folder of pictures does not get by itself
 
 
 def test_one_model_of_an_interrupted_job_keeps_its_share_of_the_minutes(folder, tmp_path, monkeypatch):

@@ -263,9 +263,9 @@ def show_drawings(name: str, args: argparse.Namespace, count: int = 96) -> Image
     return contact_sheet(drawn, labels, 6, cell=64)
 
 
-def guards(name: str, failure: Failure) -> None:
+def guards(name: str, failure: Failure | None) -> None:
     """Run the guarding test on the sources as they are and broken. Raises InputError if it does not pass, then fail."""
-    if not failure.changes:
+    if failure is None or not failure.changes:
         print(f"{name}: a flag is to blame, no line of code")
         return
     with TemporaryDirectory() as folder:
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for name in args.names:
         if args.guards:
-            guards(name, FAILURES[name])
+            guards(name, FAILURES.get(name))
             continue
         sheet = show_drawings(name, args) if name in DRAWINGS else show_training(name, FAILURES[name], args)
         path = Path(args.out) / f"failure_{name}.png"

@@ -20,9 +20,9 @@ from .pictures import Progress, read_images
 class Drawing(Options):
     """How DALL·E draws codes.
 
-    On the shapes world it takes the two likeliest, at temperature 1. More draw ragged outlines. At a lower temperature small
-    objects go missing: at each single place the background is likelier than the beginning of an object. On other pictures two
-    are too few: drawings of a class look alike (docs/results.md).
+    On the shapes world it takes the two likeliest, at temperature 1. More draw ragged outlines. At a lower temperature drawings
+    of a caption look alike, and after a short training small objects go missing: at each single place the background is likelier
+    than the beginning of an object. On other pictures two are too few: drawings of a class look alike (docs/results.md).
     """
 
     temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)

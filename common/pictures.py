@@ -161,7 +161,7 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in self.written() - {"index.jsonl"}:  # a longer run's pictures must not stay among a shorter one's
                 (self.folder / name).unlink(missing_ok=True)
-            # first: what follows is ours from now on. The name of a file need not be text: json reads "\\udce9" back
+            # first: what follows is ours from now on. The name of a file need not be text: json reads \udce9 back
             with open(self.folder / "index.jsonl", "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             if numbered:

@@ -103,6 +103,14 @@ def test_a_picture_that_cannot_be_read_is_named_skipped_and_counted(trained, fol
         assert "broken.png" in errors and "missing.png" in errors and "skipped 2 of 3" in errors
 
 
+def test_a_training_names_a_picture_that_it_skips_once_not_once_for_each_split(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "pictures")
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "stray.png")
+    trains("vqgan", "--data", tmp_path / "pictures", "--run", tmp_path / "run", "--steps", 1, *TINY["vqgan"].split())
+    errors = capsys.readouterr().err
+    assert errors.count("stray.png") == 1 and errors.count("skipped 1, left ") == 1
+
+
 def test_a_shorter_run_replaces_a_longer_one_whole_and_leaves_others_files_alone(trained, folder, tmp_path):
     samples(trained, "dalle", "picture", "-n", 3, "--out", tmp_path)
     (tmp_path / "notes.txt").write_text("mine")

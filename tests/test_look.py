@@ -77,9 +77,10 @@ def test_a_name_that_is_no_text_is_written_to_the_index_and_to_any_output(tmp_pa
     for name in (b"caf\xe9", b"dog"):
         (tmp_path / os.fsdecode(name)).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(name) / "1.png")
+        (tmp_path / os.fsdecode(name) / "broken.png").write_bytes(b"no picture")
     result = subprocess.run([sys.executable, "-m", "data", str(tmp_path), "--out", str(tmp_path / "looks")], cwd=ROOT,
                             capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "caf\\udce9/broken.png" in result.stdout, result.stderr
     index = (tmp_path / "looks" / "index.jsonl").read_text(encoding="utf-8").splitlines()
     assert {os.path.basename(os.path.dirname(json.loads(line)["file"])) for line in index} == {"caf\udce9", "dog"}
 

@@ -316,3 +316,16 @@ def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(publishe
     sample.main([*map(str, words), "--merges", str(published / "clip" / "merges.txt"), "--out", str(tmp_path / "out")])
     line = refused("sample", "dalle", "a", "--dalle", published / "1.3B", "--vqgan", trained / "vqgan.pt", "--run", trained)
     assert "draws in 96 codes" in line and "name the right --vqgan" in line
+
+
+def test_help_names_every_default_0_among_them(capsys):
+    with pytest.raises(SystemExit):
+        sample.main(["edit", "--help"])
+    help = " ".join(capsys.readouterr().out.split())
+    assert "keeps places and outlines (default: 0)" in help and "seed of everything random (default: 0)" in help
+
+
+def test_a_checkpoint_is_read_once_however_often_it_is_asked_for(trained, monkeypatch):
+    models, read, reads = Models(trained, "cpu"), mindalle.pretrained.read, []
+    monkeypatch.setattr(mindalle.pretrained, "read", lambda path: reads.append(path) or read(path))
+    assert models.checkpoint("dalle") is models.checkpoint("dalle") and len(reads) == 1

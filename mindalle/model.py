@@ -175,4 +175,4 @@ class DALLE(nn.Module):
         codes = rearrange(codes, "b ... -> b (...)")[:, self.places]            # (b n), the first drawn first
         x = torch.cat([self.embed_text(text), self.embed_codes(codes)], dim=1)
         x = self.transform(x)                                                   # (b t+n d)
-        return self.text_head(x[:, : t - 1]), self.image_head(x[:, t - 1 : -1][:, self.steps])
+        return self.text_head(x[:, : t - 1]), self.image_head(x[:, t - 1 : -1].index_select(1, self.steps))

@@ -61,14 +61,15 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     return z + (z_q - z).detach()
 
 
-def squared_distances(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Compare each of rows (n z) with each of vectors (v z) -> ‖row - vector‖² (n v).
+def squared_distances(rows: Tensor, vectors: Tensor, price: Tensor | float = 0.0) -> Tensor:
+    """Compare each of rows (n z) with each of vectors (v z) -> ‖row - vector‖² + price (v) of the vector, (n v).
 
-    It is ‖row‖² - 2 row·vector + ‖vector‖², and the dot products of all pairs are a single matrix product.
+    It is ‖row‖² - 2 row·vector + ‖vector‖², and the dot products of all pairs are a single matrix product. What a
+    vector adds to all of its distances goes into that product: passes over all pairs take longer than the product.
     """
     with torch.autocast(rows.device.type, enabled=False):  # bf16 cannot tell close codes apart
-        dots = einsum(rows, vectors, "n z, v z -> n v")
-        return rows.square().sum(dim=1, keepdim=True) - 2 * dots + vectors.square().sum(dim=1)
+        relative = torch.addmm(vectors.square().sum(dim=1) + price, rows, vectors.mT, alpha=-2)
+        return relative + rows.square().sum(dim=1, keepdim=True)
 
 
 class Codebook(nn.Module):
@@ -134,7 +135,7 @@ class Codebook(nn.Module):
         then have to predict. So a code also pays for its length in nats, -log share [Chou, Lookabaugh and Gray 1989].
         """
         price = -self.rate_weight * self.share.log()                                       # (v)
-        return (squared_distances(rows, self.normalise(self.vectors.detach(), dim=1)) + price).argmin(dim=1)
+        return squared_distances(rows, self.normalise(self.vectors.detach(), dim=1), price).argmin(dim=1)
 
     def count(self, codes: Tensor) -> None:
         """Record which codes (n) a training batch chose."""
@@ -150,7 +151,8 @@ class Codebook(nn.Module):
         all latents were equally likely, most dead codes would land on the background, which has codes enough.
         """
         dead = self.idle >= self.restart_after                                             # (v)
-        distance = squared_distances(rows, self.normalise(self.vectors, dim=1)).masked_fill(dead, torch.inf)
+        price = torch.where(dead, torch.inf, 0.0)
+        distance = squared_distances(rows, self.normalise(self.vectors, dim=1), price)     # (n v)
         odds = distance.amin(dim=1).nan_to_num(posinf=1).clamp(min=1e-9)                   # (n) equal if all are dead
         sampled = rows[torch.multinomial(odds, len(dead), replacement=True)]               # (v z)
         self.vectors.copy_(torch.where(rearrange(dead, "v -> v 1"), sampled, self.vectors))

@@ -4,7 +4,7 @@
     python sample.py search "a red circle" pictures/
     python sample.py reconstruct cat.png dog.png
     python sample.py dalle "a red circle above an orange star on a gray background" -n 8
-    python sample.py guide "a large red circle"
+    python sample.py guide "a large red star on a gray background"
     python sample.py unclip "a red circle above an orange star on a gray background" -n 8
     python sample.py vary cat.png
     python sample.py interpolate cat.png dog.png

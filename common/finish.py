@@ -29,7 +29,7 @@ def finish_unclip(run: Run) -> None:
     Output(folder / "unclip", "unclip", 16).write(to_pil(drawn), [{"caption": caption} for caption in captions])
 
 
-def finish_all(run: Run, prompt: str = "a large red circle") -> None:
+def finish_all(run: Run, prompt: str = "a large red star on a gray background") -> None:
     """Reconstruct and draw 16 held-out pictures; on the shapes world also guide one by the prompt, and report the scores."""
     models, folder, seed = Models(run.folder, run.device), run.folder / "samples", run.job.seed
     vqgan = models.get("vqgan")

@@ -9,9 +9,10 @@ because what raises CLIP's score of one fixed view is mostly noise that no perso
 any position, size and brightness has to be an object in the image.
 
 Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP, however the cutouts are
-made, still scores highest on images that no person would recognise. Two options work against this: `latent_noise`
-decodes each cutout from a noisy copy of the latents, `jitter` adds noise to its pixels. Only large features then still
-score well.
+made, still scores highest on images that no person would recognise. Three options work against this. `jitter` adds
+noise to the pixels of a cutout. `latent_noise` decodes each cutout from a noisy copy of the latents, less noisy with
+every step, so that the large features are settled first. And with several `octaves` the latents are a sum of grids,
+each half as fine as the one before: a whole background can then change at once, not one code at a time.
 """
 
 import re
@@ -28,7 +29,6 @@ from .codebook import straight_through
 from .errors import InputError
 from .model import VQGAN
 
-SMALLEST = 0.5  # side of the smallest cutout, as a share of the image's shorter side; the largest is 1
 OVERHANG = 0.1  # how far a cutout may reach beyond an edge, as a share of the image; without it edges are seen less
 
 
@@ -105,14 +105,15 @@ def resample(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
 
 
 def random_cutouts(images: Tensor, count: int, size: int, generator: Generator | None = None,
-                   jitter: float = 0.1) -> Tensor:
+                   jitter: float = 0.1, smallest: float = 0.5) -> Tensor:
     """Cut `count` random squares out of each of images (b 3 h w), scaled to size x size -> (b·count 3 size size).
 
     jitter: std of a cutout's brightness, and the largest std of its pixel noise, where pixels are in [-1, 1]
+    smallest: side of the smallest cutout, as a share of the image's shorter side; the largest is 1
     """
     b, _, h, w = images.shape
     per_cutout, device = (b, count), images.device
-    length = min(h, w) * (SMALLEST + (1 - SMALLEST) * random_tensor(torch.rand, per_cutout, generator, device))
+    length = min(h, w) * (smallest + (1 - smallest) * random_tensor(torch.rand, per_cutout, generator, device))
     top = random_tensor(torch.rand, per_cutout, generator, device) * (h * (1 + 2 * OVERHANG) - length) - h * OVERHANG
     left = random_tensor(torch.rand, per_cutout, generator, device) * (w * (1 + 2 * OVERHANG) - length) - w * OVERHANG
     cut = einsum(resample(top, length, h, size), images, "b cut h2 h, b c h w -> b cut c h2 w")
@@ -135,38 +136,38 @@ def all_codes(vqgan: VQGAN) -> Tensor:
     return vqgan.codebook.lookup(rearrange(codes, "v -> 1 1 v"))
 
 
-def random_codes(vqgan: VQGAN, generator: Generator | None) -> Tensor:
-    """Start from a random code at each position -> (1 z g g)."""
+def random_codes(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
+    """Start from a random code at each position -> (b z g g)."""
     side, pick = vqgan.config.grid, partial(torch.randint, vqgan.config.codebook_size)
-    return vqgan.codebook.lookup(random_tensor(pick, (1, side, side), generator, device_of(vqgan)))
+    return vqgan.codebook.lookup(random_tensor(pick, (count, side, side), generator, device_of(vqgan)))
 
 
-def random_pixels(vqgan: VQGAN, generator: Generator | None) -> Tensor:
-    """Start from an encoded image of uniform noise -> (1 z g g)."""
+def random_pixels(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
+    """Start from encoded images of uniform noise -> (b z g g)."""
     side = vqgan.config.image_size
-    pixels = random_tensor(torch.rand, (1, 3, side, side), generator, device_of(vqgan))
+    pixels = random_tensor(torch.rand, (count, 3, side, side), generator, device_of(vqgan))
     return vqgan.codebook.clamp(vqgan.latents(2 * pixels - 1))
 
 
-def mean_code(vqgan: VQGAN, generator: Generator | None) -> Tensor:
-    """Start from the mean of all codes at every position -> (1 z g g)."""
+def mean_code(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
+    """Start from the mean of all codes at every position -> (b z g g)."""
     side = vqgan.config.grid
     mean = all_codes(vqgan).mean(dim=3, keepdim=True)
-    return vqgan.codebook.clamp(repeat(mean, "1 z 1 1 -> 1 z g1 g2", g1=side, g2=side))
+    return vqgan.codebook.clamp(repeat(mean, "1 z 1 1 -> b z g1 g2", b=count, g1=side, g2=side))
 
 
-# start -> its latents z, a function of the VQGAN and the generator
+# start -> the latents z of `count` images, a function of the VQGAN, count and the generator
 STARTS = {"codes": random_codes, "noise": random_pixels, "blank": mean_code}
 
 
 @torch.no_grad()
-def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, generator: Generator | None) -> Tensor:
-    """Return z (b z g g) of the images `init` (b 3 h w) or, if that is None, of the start that STARTS names."""
+def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, count: int, generator: Generator | None) -> Tensor:
+    """Return z (b z g g) of the images `init` (b 3 h w) or, if that is None, of `count` starts as STARTS names them."""
     if init is not None:
         return vqgan.codebook.clamp(vqgan.latents(init.to(device_of(vqgan))))
     if start not in STARTS:
         raise InputError(f"start is {start!r}: it must be one of {', '.join(STARTS)}; or give an image as init")
-    return STARTS[start](vqgan, generator)
+    return STARTS[start](vqgan, count, generator)
 
 
 def decode_clamped(vqgan: VQGAN, z: Tensor) -> Tensor:
@@ -175,36 +176,57 @@ def decode_clamped(vqgan: VQGAN, z: Tensor) -> Tensor:
     return straight_through(images, images.clamp(-1, 1))  # after clamp alone no pixel outside could come back
 
 
+def octave_grids(z: Tensor, octaves: int) -> list[Tensor]:
+    """Return z (b z g g) and, all zeros, grids of half its side, a quarter, ... -> as many as there are octaves."""
+    sides = [[max(1, side >> octave) for side in z.shape[2:]] for octave in range(1, octaves)]
+    return [z, *(z.new_zeros(*z.shape[:2], *side) for side in sides)]
+
+
+def add_up(grids: list[Tensor]) -> Tensor:
+    """Enlarge the coarser grids smoothly and add them to the finest (b z g g) -> (b z g g)."""
+    finest, *others = grids
+    return finest + sum(F.interpolate(grid, finest.shape[2:], mode="bilinear") for grid in others)
+
+
 @torch.enable_grad()
 def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, cutouts: int = 32,
           cut_size: int = 224, learning_rate: float = 0.1, init: Tensor | None = None, start: str = "codes",
-          latent_noise: float = 0.0, jitter: float = 0.1, generator: Generator | None = None) -> Iterator[Tensor]:
+          count: int = 1, octaves: int = 1, latent_noise: float = 0.0, jitter: float = 0.1,
+          smallest: float = 0.5, generator: Generator | None = None) -> Iterator[Tensor]:
     """Yield, after each of `steps`, the images (b 3 h w) in [-1, 1], whose score rises on the way.
 
     vqgan: in eval mode; neither it nor what `score` uses is changed
     score: cutouts (b·cutouts 3 cut_size cut_size) -> (b·cutouts), differentiable
-    init: images (b 3 h w) to start from; None starts one image as `start` says: codes, noise or blank, see STARTS
-    latent_noise: std of the noise added to each cutout's latents, in codebook stds; 0 cuts all from the same image
-    jitter: how much cutouts differ in brightness and noise, see random_cutouts
+    init: images (b 3 h w) to start from; None starts `count` images as `start` says: codes, noise or blank, see STARTS
+    octaves: grids that move and are added up, each half as fine as the one before; 1 moves every code on its own
+    latent_noise: std of the noise added to each cutout's latents at first, in codebook stds; it falls to 0 on the way.
+                  0 cuts all from the same image
+    jitter, smallest: how much cutouts differ in brightness, noise and size, see random_cutouts
     generator: source of all randomness, the start's included
     """
     if vqgan.training:
         raise ValueError("guide would move the codebook of a VQGAN in training mode: call vqgan.eval() first")
-    z = starting_latents(vqgan, init, start, generator).clone().requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=learning_rate)
+    grids = octave_grids(starting_latents(vqgan, init, start, count, generator).clone(), octaves)
+    optimiser = torch.optim.Adam([grid.requires_grad_() for grid in grids], lr=learning_rate)
+    z = add_up(grids)                                                             # (b z g g)
     images = decode_clamped(vqgan, z)
     codebook_std = all_codes(vqgan).std(dim=3, keepdim=True)                      # (1 z 1 1)
-    for _ in range(steps):
+    for step in range(steps):
         if latent_noise:
             many = repeat(z, "b z g1 g2 -> (b cut) z g1 g2", cut=cutouts)
-            noise = latent_noise * codebook_std * random_tensor(torch.randn, many.shape, generator, z.device)
-            views = random_cutouts(decode_clamped(vqgan, many + noise), 1, cut_size, generator, jitter)
+            noise = codebook_std * random_tensor(torch.randn, many.shape, generator, z.device)
+            noisy = many + (1 - step / steps) * latent_noise * noise
+            views = random_cutouts(decode_clamped(vqgan, noisy), 1, cut_size, generator, jitter, smallest)
         else:
-            views = random_cutouts(images, cutouts, cut_size, generator, jitter)
+            views = random_cutouts(images, cutouts, cut_size, generator, jitter, smallest)
         loss = -score(views).sum() / cutouts  # mean over cutouts, sum over images: each is optimised on its own
-        z.grad, = torch.autograd.grad(loss, z)  # backward() would leave gradients in VQGAN and CLIP as well
+        # backward() would leave gradients in VQGAN and CLIP as well
+        for grid, gradient in zip(grids, torch.autograd.grad(loss, grids)):
+            grid.grad = gradient
         optimiser.step()
         with torch.no_grad():
-            z.copy_(vqgan.codebook.clamp(z))
+            z = add_up(grids)
+            grids[0] += vqgan.codebook.clamp(z) - z
+        z = add_up(grids)
         images = decode_clamped(vqgan, z)
         yield images.detach()

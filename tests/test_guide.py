@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from small_vqgan import SMALL, redness, seeded
 from torch import nn
 
 from minvqgan import STARTS, VQGAN, InputError, guide, parse_prompts, prompt_score, random_cutouts, spherical_distance
-from minvqgan.guide import decode_clamped, resample, starting_latents
+from minvqgan.guide import add_up, decode_clamped, octave_grids, resample, starting_latents
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +42,49 @@ def test_guide_starts_from_the_picture_it_is_given(painter):
 
 
 def test_a_blank_start_is_the_mean_of_all_codes_everywhere(painter):
-    z = starting_latents(painter, None, "blank", None)
+    z = starting_latents(painter, None, "blank", 1, None)
     mean = painter.codebook.vectors.detach().mean(dim=0)
     assert z.shape == (1, 3, 8, 8) and torch.allclose(z, repeat(mean, "z -> 1 z 8 8"), atol=1e-6)
 
 
-def test_with_latent_noise_each_cutout_comes_from_a_picture_of_its_own(painter, monkeypatch):
+def test_with_latent_noise_each_cutout_comes_from_a_picture_of_its_own_ever_less_noisy(painter, monkeypatch):
     seen, quantise = [], painter.quantise
     monkeypatch.setattr(painter, "quantise", lambda z: seen.append(z.detach().clone()) or quantise(z))
     gray = torch.zeros(2, 3, 16, 16)
     list(guide(painter, redness, steps=4, cutouts=50, cut_size=8, init=gray, latent_noise=0.5, learning_rate=1e-6,
                generator=seeded()))
     noisy = [z for z in seen if len(z) == 100]
-    assert len(noisy) == 4 and all(len(z) == 2 for z in seen if len(z) != 100)
+    assert all(len(z) == 2 for z in seen if len(z) != 100)
     spread = painter.codebook.vectors.detach().std(dim=0).mean()
-    assert all(abs(z.std() / (0.5 * spread) - 1) < 0.05 for z in noisy)
+    assert [(z.std() / spread).item() for z in noisy] == pytest.approx([0.5, 0.375, 0.25, 0.125], rel=0.05)
+
+
+def test_each_octave_adds_its_own_step_to_all_the_latents_that_it_covers(painter, monkeypatch):
+    def moved(octaves):
+        seen, quantise = [], painter.quantise
+        monkeypatch.setattr(painter, "quantise", lambda z: seen.append(z.detach().clone()) or quantise(z))
+        list(guide(painter, redness, steps=1, cutouts=50, cut_size=8, init=torch.zeros(1, 3, 16, 16), octaves=octaves,
+                   learning_rate=0.01, generator=seeded()))
+        monkeypatch.undo()
+        return seen[-1] - seen[0]
+    for octaves in (1, 3, 9):  # Adam's first step is as long as its learning rate; the grids: 8 x 8, 4 x 4, 2 x 2, 1 x 1 ...
+        assert torch.allclose(moved(octaves)[:, 0], torch.tensor(0.01 * octaves), atol=1e-5)
+
+
+def test_grids_of_all_octaves_add_up_to_the_latents_that_they_started_as():
+    z = torch.randn(2, 3, 8, 12, generator=seeded())
+    grids = octave_grids(z, 5)
+    assert [tuple(grid.shape[2:]) for grid in grids] == [(8, 12), (4, 6), (2, 3), (1, 1), (1, 1)]
+    assert torch.equal(add_up(grids), z) and torch.equal(add_up(octave_grids(z, 1)), z)
+    grids[2] += 0.5
+    assert torch.allclose(add_up(grids), z + 0.5)
+
+
+@pytest.mark.parametrize("start", ["codes", "noise"])
+def test_guide_starts_as_many_pictures_as_asked_each_from_latents_of_its_own(painter, start):
+    first = next(guide(painter, redness, steps=1, cutouts=2, cut_size=8, start=start, count=3, generator=seeded()))
+    assert first.shape == (3, 3, 16, 16)
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
 
 
 @pytest.mark.parametrize("latent_noise", [0.0, 1e-6])
@@ -185,6 +214,16 @@ def test_cutouts_have_many_sizes_and_places_and_every_pixel_is_seen(side, size):
     assert widths.min() < 0.55 and widths.max() > 0.9 and widths.std() > 0.08
     cut.sum().backward()
     assert (ramp.grad > 0).all()
+
+
+@pytest.mark.parametrize("latent_noise", [0.0, 1e-6])
+@pytest.mark.parametrize("smallest", [0.5, 0.8])
+def test_no_cutout_is_smaller_than_the_smallest(painter, monkeypatch, smallest, latent_noise):
+    lengths, module = [], sys.modules["minvqgan.guide"]
+    monkeypatch.setattr(module, "resample", lambda start, length, *sides: lengths.append(length) or resample(start, length, *sides))
+    list(guide(painter, redness, steps=1, cutouts=200, cut_size=8, smallest=smallest, latent_noise=latent_noise, generator=seeded()))
+    shares = torch.cat(lengths).flatten() / 16
+    assert smallest <= shares.min() < smallest + 0.02 and 0.98 < shares.max() <= 1
 
 
 def test_cutouts_of_one_picture_hold_nothing_of_another():

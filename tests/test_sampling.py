@@ -19,10 +19,12 @@ import test_unclip_pretrained
 import test_vqgan_pretrained
 from common import scores
 from common.drawing import Drawing, at_once, drawing, generate_images, keep_best, preference
-from common.guiding import Guiding, guiding
+from common.guiding import Guiding, guide_and_write, guide_pictures, guiding
 from common.models import Models
+from common.pictures import Output, read_images
 from conftest import TINY, TINY_ALL, refused, samples, trains
 from minclip import Tokenizer
+from minvqgan import Prompt
 
 
 def test_classify_gives_each_image_and_label_a_probability(trained, folder, capsys):
@@ -288,10 +290,25 @@ def test_drawing_defaults_follow_the_model_and_its_pictures_and_what_is_typed_al
     assert drawing(ours) == Drawing(temperature=1.0, top_k=2, top_p=1.0, guidance=1.5)
 
 
-def test_guide_starts_blank_with_noise_under_our_own_clip_and_as_published_under_another_and_takes_what_was_typed(published, trained):
+def test_guide_moves_octaves_of_two_noisy_tries_under_our_own_clip_and_one_as_published_under_another(published, trained):
     theirs, ours = Models(trained, "cpu", clip=published / "clip"), Models(trained, "cpu")
-    assert guiding(ours, steps=7) == Guiding(steps=7, cutouts=16, start="blank", latent_noise=1.0, jitter=0.6)
-    assert guiding(theirs, steps=7) == Guiding(steps=7, cutouts=32, start="codes", latent_noise=0.0, jitter=0.1)
+    assert guiding(ours, steps=7) == Guiding(steps=7, cutouts=8, smallest=0.7, tries=2, start="codes", octaves=4, latent_noise=0.5, jitter=0.1)
+    assert guiding(theirs, steps=7) == Guiding(steps=7, cutouts=32, smallest=0.5, tries=1, start="codes", octaves=1, latent_noise=0.0, jitter=0.1)
+
+
+def test_of_several_tries_guide_keeps_the_one_that_ends_with_the_highest_cosine(trained, monkeypatch, tmp_path, capsys):
+    gray, white = Image.new("RGB", (8, 8), "gray"), Image.new("RGB", (8, 8), "white")
+    monkeypatch.setattr("common.guiding.guide_pictures", lambda *_: [(0, [gray, white], [0.7, 0.1]), (1, [gray, white], [0.2, 0.6])])
+    guide_and_write(Models(trained, "cpu"), Output(tmp_path, "guide", 1), "x", [], torch.zeros(1, 4), Guiding(tries=2), 0)
+    assert "from 0.100 to 0.600" in capsys.readouterr().out
+    assert Image.open(tmp_path / "0000.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_every_try_starts_from_the_picture_that_guide_is_given(trained, folder):
+    models, how = Models(trained, "cpu"), Guiding(steps=1, cutouts=2, tries=3, lr=1e-6)
+    init = read_images([str(folder / "1.png")], models.get("vqgan").config.image_size)[1]
+    (_, pictures, cosines), = guide_pictures(models, [Prompt("x")], models.embed_text(["x"]), how, 0, init)
+    assert len(pictures) == len(cosines) == 3 and pictures[0].tobytes() == pictures[1].tobytes() == pictures[2].tobytes()
 
 
 def test_a_tokenizer_that_is_named_takes_the_place_of_the_runs_own(trained, folder, tmp_path):

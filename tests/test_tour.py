@@ -150,7 +150,7 @@ def test_the_commands_of_the_tour_parse_and_are_those_of_the_run_that_it_shows()
 
 
 def test_the_cells_sample_and_guide_as_sample_does():
-    for how, names in ((Guiding(), ("cutouts", "start", "latent_noise", "jitter")), (PUBLISHED_GUIDING, ("cutouts",)),
+    for how, names in ((Guiding(), ("cutouts", "smallest", "octaves", "latent_noise")), (PUBLISHED_GUIDING, ("cutouts",)),
                        (Drawing(), ("top_k", "guidance")), (MINDALLE_DRAWING, ("top_k",))):
         for name in names:
             assert f'"{name}": {json.dumps(getattr(how, name))}' in CODE, name

@@ -3,10 +3,11 @@
 import dataclasses
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig
+from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig, even_times
 from mindalle.unclip.diffusion import append_dims
 
 PRIOR = PriorConfig(embed_dim=6, token_width=5, text_length=4, width=16, layers=2, heads=2)
@@ -68,3 +69,28 @@ class Recorder:
     def __call__(self, x: Tensor, t: Tensor, z: Tensor, mask: Tensor) -> Tensor:
         self.calls.append((x, t, z, mask))
         return (torch.sin(x) + append_dims(t, x)) * (1 + (z * mask).sum(dim=1, keepdim=True)) + z
+
+
+STD, PROJECTION = 0.5, normal(6, 3, 4, 4, seed=30)
+TIMES_64 = even_times(64)
+
+
+class ClosedForm:
+    """A denoiser in closed form: the images of an embedding are a Gaussian around `centre(z)`. Keeps the embeddings."""
+
+    def __init__(self):
+        self.embeddings = []
+
+    def __call__(self, z: Tensor):
+        self.embeddings.append(z)
+        return gaussian(centre(z), STD)
+
+
+def centre(z: Tensor) -> Tensor:
+    return einsum(z, PROJECTION, "b e, e c h w -> b c h w")
+
+
+def images_and_embeddings(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Make embeddings (n e), unit vectors, noise (n 3 4 4), and the images (n 3 4 4) of both -> images, embeddings, noise"""
+    z, noise = F.normalize(normal(count, 6, seed=31), dim=1), normal(count, 3, 4, 4, seed=32)
+    return centre(z) + STD * noise, z, noise

@@ -19,7 +19,7 @@ from .pictures import Output, Progress, contact_sheet, to_pil
 
 @dataclass(frozen=True)
 class Guiding(Options):
-    """How to guide pictures by a CLIP of our own: it is easily fooled, by scraps of the right colours, say (docs/tried.md)."""
+    """How to guide pictures by a CLIP of our own. docs/tried.md says what each setting is worth."""
 
     steps: int = option(400, "steps of Adam", least=1)
     cutouts: int = option(8, "random views of a picture that CLIP sees per step", least=1)

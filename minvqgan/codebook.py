@@ -151,7 +151,7 @@ class Codebook(nn.Module):
         all latents were equally likely, most dead codes would land on the background, which has codes enough.
         """
         dead = self.idle >= self.restart_after                                             # (v)
-        price = torch.where(dead, torch.inf, 0.0)
+        price = torch.where(dead, torch.inf, 0.0)                                          # (v) dead codes are out
         distance = squared_distances(rows, self.normalise(self.vectors, dim=1), price)     # (n v)
         odds = distance.amin(dim=1).nan_to_num(posinf=1).clamp(min=1e-9)                   # (n) equal if all are dead
         sampled = rows[torch.multinomial(odds, len(dead), replacement=True)]               # (v z)

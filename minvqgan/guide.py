@@ -156,13 +156,13 @@ def mean_code(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
     return vqgan.codebook.clamp(repeat(mean, "1 z 1 1 -> b z g1 g2", b=count, g1=side, g2=side))
 
 
-# start -> the latents z of `count` images, a function of the VQGAN, count and the generator
+# start -> (VQGAN, count, generator) -> the latents z of `count` images (b z g g)
 STARTS = {"codes": random_codes, "noise": random_pixels, "blank": mean_code}
 
 
 @torch.no_grad()
 def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, count: int, generator: Generator | None) -> Tensor:
-    """Return z (b z g g) of the images `init` (b 3 h w) or, if that is None, of `count` starts as STARTS names them."""
+    """Return z (b z g g) of the images `init` (b 3 h w) or, if that is None, of `count` images as `start` says."""
     if init is not None:
         return vqgan.codebook.clamp(vqgan.latents(init.to(device_of(vqgan))))
     if start not in STARTS:
@@ -177,7 +177,7 @@ def decode_clamped(vqgan: VQGAN, z: Tensor) -> Tensor:
 
 
 def octave_grids(z: Tensor, octaves: int) -> list[Tensor]:
-    """Return z (b z g g) and, all zeros, grids of half its side, a quarter, ... -> as many as there are octaves."""
+    """Return z (b z g g) and zeros (b z g/2 g/2), (b z g/4 g/4), ... -> as many grids as octaves."""
     sides = [[max(1, side >> octave) for side in z.shape[2:]] for octave in range(1, octaves)]
     return [z, *(z.new_zeros(*z.shape[:2], *side) for side in sides)]
 
@@ -224,7 +224,7 @@ def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, 
         for grid, gradient in zip(grids, torch.autograd.grad(loss, grids)):
             grid.grad = gradient
         optimiser.step()
-        with torch.no_grad():
+        with torch.no_grad():  # bring the sum back to where codes are, by way of the finest grid
             z = add_up(grids)
             grids[0] += vqgan.codebook.clamp(z) - z
         z = add_up(grids)

@@ -27,21 +27,23 @@ import data
 import mindalle
 import minclip
 import minvqgan
-from common import explain_scores, report, scores
-from common.drawing import MINDALLE_DRAWING, PICTURES_DRAWING, Drawing, drawing, drawn_per_caption, first_rows, generate_images, keep_best
-from common.errors import InputError, one_line_errors
-from common.explain_sheets import explain_and_write
-from common.flags import Parser, add_fields, typed_fields
-from common.guiding import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
-from common.models import PACKAGES, Models
+from common.scoring import explain as explain_scores
+from common import report
+from common.scoring import shapes as scores
+from common.drawing.dalle import MINDALLE_DRAWING, PICTURES_DRAWING, Drawing, drawing, drawn_per_caption, first_rows, generate_images, keep_best
+from common.run.errors import InputError, one_line_errors
+from common.drawing.explain import explain_and_write
+from common.run.flags import Parser, add_fields, typed_fields
+from common.drawing.guide import PUBLISHED_GUIDING, Guiding, guide_and_write, guiding
+from common.run.models import PACKAGES, Models
 from common.options import (
     ClassifyOptions, DalleOptions, EditOptions, ExplainOptions, GuideOptions, InterpolateOptions, ScoreOptions, SearchOptions,
     Shared, UnclipOptions, VaryOptions,
 )
-from common.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
-from common.precision import keep_freed_memory
-from common.runs import pick_device
-from common.unclip import DecoderSampling, denoiser, draw_embeddings, draw_steps, open_images, own_prior, write_strip
+from common.run.pictures import Output, contact_sheet, read_images, reconstruction_sheet, to_pil
+from common.training.device import keep_freed_memory
+from common.run.runs import pick_device
+from common.drawing.unclip import DecoderSampling, denoiser, draw_embeddings, draw_steps, open_images, own_prior, write_strip
 
 
 def output(args: argparse.Namespace, count: int = 0, kind: str | None = None) -> Output:

@@ -19,19 +19,20 @@ from functools import partial
 import torch
 from torch import nn
 
-from common import held_out, jobs
-from common.captions import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, settle_shift, without_look_alikes
-from common.errors import InputError, one_line_errors
+from common.scoring import held_out
+from common.training import settle as jobs
+from common.training.sources import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, settle_shift, without_look_alikes
+from common.run.errors import InputError, one_line_errors
 from common.finish import finish
-from common.models import Models, encode_all, fingerprint
-from common.muon import Muon
-from common.parallel import average, gather, gather_rows, processes, share
-from common.precision import choose_precision, compiled, keep_freed_memory
-from common.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
+from common.run.models import Models, encode_all, fingerprint
+from common.training.muon import Muon
+from common.training.distributed import average, gather, gather_rows, processes, share
+from common.training.device import choose_precision, compiled, keep_freed_memory
+from common.training.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
 from common.report import reported
-from common.runs import Run
-from common.training import Training, random_batch, set_learning_rate, shifted, stable_seed
-from common.unclip import embed_all, read_captions
+from common.run.runs import Run
+from common.training.loop import Training, random_batch, set_learning_rate, shifted, stable_seed
+from common.drawing.unclip import embed_all, read_captions
 from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions, unclip
 from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig
 from minclip import CLIP, LOSSES, CLIPConfig, LookAlikes, accumulated_backward, same_caption

@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-from common.precision import keep_freed_memory
+from common.training.device import keep_freed_memory
 from minclip import CLIPConfig
 from mindalle import DALLEConfig
 from minvqgan import VQGANConfig

@@ -15,8 +15,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import expected
-from common.errors import InputError, one_line_errors
-from common.runs import MODELS
+from common.run.errors import InputError, one_line_errors
+from common.run.runs import MODELS
 
 
 def curve_of(folder: Path, model: str) -> tuple[list[float], int] | None:

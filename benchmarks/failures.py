@@ -18,12 +18,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import data
-from common import log
-from common.drawing import Drawing, generate_images
-from common.errors import InputError, one_line_errors
-from common.models import Models, reconstruct
-from common.pictures import contact_sheet, to_pil
-from common.scores import first_captions
+from common.run import log
+from common.drawing.dalle import Drawing, generate_images
+from common.run.errors import InputError, one_line_errors
+from common.run.models import Models, reconstruct
+from common.run.pictures import contact_sheet, to_pil
+from common.scoring.shapes import first_captions
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("train.py", "sample.py", "pyproject.toml", "common", "data", "minclip", "minvqgan", "mindalle", "benchmarks", "tests")

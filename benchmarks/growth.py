@@ -16,8 +16,8 @@ from statistics import median
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from common import log
-from common.errors import InputError, file_errors, one_line_errors
+from common.run import log
+from common.run.errors import InputError, file_errors, one_line_errors
 from mindalle import DALLE, DALLEConfig
 
 from .hardware import Cost, operator_costs, print_costs, rates

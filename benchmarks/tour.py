@@ -21,8 +21,8 @@ from typing import Any
 
 from PIL import Image
 
-from common.errors import InputError, one_line_errors
-from common.flags import command
+from common.run.errors import InputError, one_line_errors
+from common.run.flags import command
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "tour.ipynb"
 

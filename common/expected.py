@@ -16,9 +16,9 @@ from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
-from . import log
-from .jobs import USED_BY, Budget, Job
-from .runs import MODELS, Run
+from .run import log
+from .training.settle import USED_BY, Budget, Job
+from .run.runs import MODELS, Run
 
 TABLE = Path(__file__).with_name("expected.csv")
 HEADER = ["model", "share", "low", "median", "high", "runs", "steps"]

@@ -2,16 +2,16 @@
 
 import minvqgan
 
-from . import scores
-from .captions import held_out_images
-from .drawing import drawing, generate_images
-from .flags import command
-from .guiding import Guiding, guide_and_write
-from .models import Models, reconstruct
-from .parallel import LEADER
-from .pictures import Output, reconstruction_sheet, to_pil
-from .runs import JOBS, Run
-from .unclip import DecoderSampling, draw, draw_embeddings
+from .scoring import shapes as scores
+from .training.sources import held_out_images
+from .drawing.dalle import drawing, generate_images
+from .run.flags import command
+from .drawing.guide import Guiding, guide_and_write
+from .run.models import Models, reconstruct
+from .training.distributed import LEADER
+from .run.pictures import Output, reconstruction_sheet, to_pil
+from .run.runs import JOBS, Run
+from .drawing.unclip import DecoderSampling, draw, draw_embeddings
 
 
 def finish(run: Run) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import data
 from minclip import Tokenizer
 
-from .captions import LONGEST, SHOWN, batches, describe, distinct
-from .errors import one_line_errors
-from .flags import Options, Parser, add_fields, option, typed_fields
-from .pictures import Output, Progress, contact_sheet, to_pil
-from .recipes import fitting
+from .training.sources import LONGEST, SHOWN, batches, describe, distinct
+from .run.errors import one_line_errors
+from .run.flags import Options, Parser, add_fields, option, typed_fields
+from .run.pictures import Output, Progress, contact_sheet, to_pil
+from .training.recipes import fitting
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import minclip
 
-from .flags import Options, option
-from .unclip import ETA
+from .run.flags import Options, option
+from .drawing.unclip import ETA
 
 
 @dataclass(frozen=True)

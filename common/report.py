@@ -14,17 +14,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from . import expected, log
+from . import expected
+from .run import log
 from .charts import chart
-from .errors import USER_ERRORS, InputError
+from .run.errors import USER_ERRORS, InputError
 from .expected import SHARES, History
-from .files import write_whole
-from .flags import command, words
-from .parallel import LEADER
-from .pictures import draw_losses
+from .run.files import write_whole
+from .run.flags import command, words
+from .training.distributed import LEADER
+from .run.pictures import draw_losses
 from .page import escape, figure, grid, page, paragraph, picture, scrolling, table
-from .runs import Run
-from .symptoms import symptoms
+from .run.runs import Run
+from .training.symptoms import symptoms
 
 TITLES = {"clip": "CLIP", "vqgan": "VQGAN", "dalle": "DALL·E", "prior": "DALL·E 2's prior", "decoder": "DALL·E 2's decoder"}
 SAMPLES = {  # a folder of samples -> its heading; others follow under their own names

@@ -2,22 +2,26 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: models so small are slower with more
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: models so small are slower with more
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import sample
+import seeded
 import train
-from common.errors import one_line_errors
+from common.run.errors import one_line_errors
 
 TINY = {
     "clip": "--vision-width 32 --vision-layers 1 --text-width 32 --text-layers 1 --batch-size 16",
@@ -90,4 +94,28 @@ def trained(folder, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("run")
     for model, options in TINY_ALL.items():
         trains(model, "--data", folder, "--run", place, "--steps", 4, *options.split())
+    return place
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """Small models in the published layouts: a folder of Hugging Face's, and minDALL-E's with its VQGAN and tokenizer."""
+    import published as published_layouts  # here: few tests need it
+
+    place = tmp_path_factory.mktemp("published")
+    clip, dalle = place / "clip", place / "1.3B"
+    clip.mkdir()
+    dalle.mkdir()
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *published_layouts.clip.FIRST_MERGES]))
+    (clip / "config.json").write_text(json.dumps(published_layouts.clip.hugging_face_config(vocab_size=524)))
+    torch.save(published_layouts.clip.filled(published_layouts.clip.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
+
+    sizes = dict(text_vocab=len(published_layouts.dalle.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
+    published_layouts.dalle.publish_tokenizer(dalle / "tokenizer")
+    weights = {name: seeded.fill(name, shape) for name, shape in published_layouts.dalle.published_shapes(**sizes).items()}
+    torch.save({"state_dict": weights}, dalle / "stage2_last.ckpt")
+    yaml = published_layouts.dalle.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16")
+    (dalle / "config.yaml").write_text(yaml)
+    stage1 = {name: seeded.fill(name, shape) for name, shape in published_layouts.vqgan.STATES["vq"].items()}
+    torch.save({"state_dict": stage1}, dalle / "stage1_last.ckpt")
     return place

@@ -1,6 +1,8 @@
 """Folders of a few pictures with captions, made in a test, and what was read of them."""
 
 import io
+import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -55,3 +57,12 @@ def refusal(folder, **options):
         read(folder, **options)
     assert "\n" not in str(error.value)
     return str(error.value).replace(str(folder), "DIR")
+
+
+def chunk(kind, content=b""):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bomb(side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"no pixels") + chunk(b"IEND")

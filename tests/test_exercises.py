@@ -155,7 +155,7 @@ def test_min_p_keeps_the_likeliest_code_and_those_with_their_share_of_its_probab
     model, (text, _) = tiny_dalle(solved("min_p", "mindalle")).eval(), pairs(3)
     greedy = generate.generate(model, text, temperature=0)
     assert generate.generate(model, text, min_p=1.0).equal(greedy) and not generate.generate(model, text).equal(greedy)
-    assert solved("min_p", "common.drawing").Drawing(min_p=0.3).min_p == 0.3  # the flag --min-p
+    assert solved("min_p", "common.drawing.dalle").Drawing(min_p=0.3).min_p == 0.3  # the flag --min-p
 
 
 def test_a_hidden_pair_leaves_training_and_is_drawn_only_as_novel(solved):

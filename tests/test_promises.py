@@ -21,8 +21,8 @@ import minclip
 import minvqgan
 import sample
 import train
-from common.flags import command
-from common.muon import balance, orthogonalise
+from common.run.flags import command
+from common.training.muon import balance, orthogonalise
 from mindalle import unclip
 
 PACKAGES = ("minclip", "minvqgan", "mindalle")

@@ -16,10 +16,9 @@ from PIL import Image
 import data
 import train
 from benchmarks.tour import NOTEBOOK, CellError, code_cells, execute, execute_cell, fingerprint
-from common.drawing import MINDALLE_DRAWING, Drawing
-from common.guiding import PUBLISHED_GUIDING, Guiding
+from common.drawing.dalle import MINDALLE_DRAWING, Drawing
+from common.drawing.guide import PUBLISHED_GUIDING, Guiding
 from conftest import ROOT
-from test_sampling import published  # noqa: F401  a fixture
 
 TOUR = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
 TEXT = "\n".join("".join(cell["source"]) for cell in TOUR["cells"] if cell["cell_type"] == "markdown")

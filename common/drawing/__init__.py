@@ -1,0 +1,1 @@
+"""Draw with trained models, for sample.py and for scoring."""

@@ -1,0 +1,1 @@
+"""What only train.py needs: settings, data, the loop, devices, the optimiser."""

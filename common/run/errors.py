@@ -1,8 +1,8 @@
 """Turn errors in the user's input into one line on standard error; let every other exception keep its traceback.
 
-A wrong flag, a broken file or a caption that is too long is for the user to correct: the package that notices it raises its
-InputError, and the script ends with that line and exit code 2. Any other exception is a bug, perhaps in code that a reader is
-changing, and whoever changes it needs to see where.
+A wrong flag, a broken file or a caption that is too long is for the user to correct: the package that notices it
+raises its InputError, and the script ends with that line and exit code 2. Any other exception is a bug, perhaps in
+code that a reader is changing, and whoever changes it needs to see where.
 """
 
 import os
@@ -36,12 +36,13 @@ def file_errors() -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise InputError(f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror or str(cause)) from error
+        line = f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror or str(cause)
+        raise InputError(line) from error
 
 
 def one_line_errors(main: Callable[[], None], name: str | None = None) -> None:
     """Run a script's main function. Exit codes: 2 for bad input, 130 after Ctrl-C, 1 where nobody reads the output."""
-    name = name or Path(sys.argv[0]).name
+    name, code = name or Path(sys.argv[0]).name, 0
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # the name of a file need not be text
@@ -50,30 +51,21 @@ def one_line_errors(main: Callable[[], None], name: str | None = None) -> None:
         sys.stdout.flush()
     except USER_ERRORS as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        leave(2)
+        code = 2
     except KeyboardInterrupt as error:
         print(f"\n{name}: {error or 'interrupted'}", file=sys.stderr)
-        leave(130)
+        code = 130
     except BrokenPipeError as error:
         ignore_output()
         print(f"{name}: the output was closed: {error}", file=sys.stderr)
-        leave(1)
-    else:
-        leave(0)
-
-
-def leave(code: int) -> None:
-    """End the script with an exit code, at once where several processes train.
-
-    Python's own way of ending aborts there now and then: a thread of torch that still has a message to drop, or that is cut off from a
-    dead process, finds the interpreter gone.
-    """
+        code = 1
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Python's own way of ending aborts now and then: a thread of torch that is cut off finds the interpreter gone
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     if code:
-        raise SystemExit(code) from None
+        raise SystemExit(code)
 
 
 def ignore_output() -> None:

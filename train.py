@@ -1,8 +1,8 @@
 """Train CLIP, VQGAN and DALL·E, then DALL·E 2.
 
-    python train.py                         CLIP, VQGAN and DALL·E in turn on the shapes world, then scores and pictures
-    python train.py unclip                  DALL·E 2 over the run's CLIP: its prior, then its decoder
-    python train.py MODEL [--data DIR]      clip, vqgan, dalle, prior or decoder alone; `MODEL --help` lists its options
+    python train.py                     CLIP, VQGAN and DALL·E in turn on the shapes world, then scores
+    python train.py unclip              DALL·E 2 over the run's CLIP: its prior, then its decoder
+    python train.py MODEL [--data DIR]  clip, vqgan, dalle, prior or decoder; `MODEL --help` lists options
 
 What each learns from; codes and embeddings are computed once, before the training:
 
@@ -13,312 +13,354 @@ What each learns from; codes and embeddings are computed once, before the traini
     decoder   images, their embeddings by CLIP
 """
 
-import dataclasses
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from common.scoring import held_out
-from common.training import settle as jobs
-from common.training.sources import check_lengths, distinct, fitting_length, learn_tokenizer, open_splits, settle_shift, without_look_alikes
+import minvqgan
+from common.drawing.dalle import default_drawing, generate_images
+from common.drawing.guide import Guiding, guide_and_write
+from common.drawing.unclip import DecoderSampling, draw, draw_embeddings
 from common.run.errors import InputError, one_line_errors
-from common.finish import finish
-from common.run.models import Models, encode_all, fingerprint
+from common.run.flags import Options, command, option
+from common.run.folder import Run
+from common.run.job import JOBS
+from common.run.models import Models, reconstruct
+from common.run.pictures import Output, reconstruction_sheet, to_pil
+from common.scoring import held_out
+from common.scoring.scores import score
+from common.scoring.shapes import first_captions
+from common.training import bounds
+from common.training.device import compiled, keep_freed_memory
+from common.training.distributed import LEADER, WORLD, gather, gather_rows, processes, replicate
+from common.training.loop import Training, stable_seed
 from common.training.muon import Muon
-from common.training.distributed import average, gather, gather_rows, processes, share
-from common.training.device import choose_precision, compiled, keep_freed_memory
-from common.training.recipes import CLIPRecipe, DALLERecipe, DecoderRecipe, PriorRecipe, VQGANRecipe
-from common.report import reported
-from common.run.runs import Run
-from common.training.loop import Training, random_batch, set_learning_rate, shifted, stable_seed
-from common.drawing.unclip import embed_all, read_captions
-from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions, unclip
-from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig
-from minclip import CLIP, LOSSES, CLIPConfig, LookAlikes, accumulated_backward, same_caption
+from common.training.settle import open_run, parse, settle
+from common.training.sources import (
+    CaptionedCodes, CaptionedImages, CaptionEmbeddings, ImageEmbeddings, Images)
+from mindalle import DALLE, DALLEConfig, dalle_loss, drop_captions
+from mindalle.unclip import Decoder, DecoderConfig, Prior, PriorConfig, diffusion_step
+from minclip import CLIP, LOSSES, CLIPConfig, accumulated_backward
 from minvqgan import VQGAN, PatchGAN, VQGANConfig, discriminator_loss, generator_loss
+from page.export import reported
 
-# ---- The loops --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Recipe(Options):
+    """How a model is trained. Every field is a flag, as the fields of the models' configs are."""
+
+    warmup: float = option(0.05, "fraction of the training during which the rate rises", least=0.001, most=1)
+    scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
+
+
+SHIFT = "pixels by which training pictures move at random (default: a 16th of their side if fewer than 10,000, else 0)"
+
+# ---- CLIP -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CLIPRecipe(Recipe):
+    steps: int = option(2200, "optimiser steps", least=1)
+    batch_size: int = option(128, "pairs per step, each a negative for all others", least=1)
+    learning_rate: float = option(1e-2, "highest learning rate", least=0)
+    adamw_ratio: float = option(0.1, "rate of embeddings, norm gains and biases, as a multiple", least=0)
+    weight_decay: float = option(0.2, "weight decay of the matrices", least=0)
+    look_alikes: float = option(0.3, "fraction completed when look-alikes begin; 1: never", least=0, most=1)
+    look_alike_group: int = option(4, "captions that are hard to tell apart, in each group", least=2)
+    accumulate: int = option(1, "chunks of the batch, one at a time in memory", least=1)
+    shift: int | None = option(None, SHIFT, least=0)
 
 
 def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
-    images, unseen = open_splits(run, config.image_size, recipe.scenes)
-    tokenizer = learn_tokenizer(run, images, config.vocab_size)
-    length = run.settled("clip", "context_length") or fitting_length(tokenizer, distinct(images, unseen))
-    recipe = settle_shift(run, images, config.image_size, without_look_alikes(run, distinct(images), recipe))
-    check_lengths(run, tokenizer, length, images, unseen)
-    encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
-    texts = encode([captions[0] for captions in images.captions])                            # (images t)
-    look_alikes = LookAlikes(texts)
-    config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, context_length=length)
-
+    source = CaptionedImages(run, config, recipe)
+    config = replace(config, **source.sizes)
     torch.manual_seed(stable_seed(run.job.seed, "clip"))
     model = CLIP(config).to(run.device)
     hidden = [model.image_encoder.transformer, model.text_encoder.transformer]
     if config.stem_width:
         hidden.append(model.image_encoder.patch_embedding[1:])
-    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.98), eps=1e-6)
-    loss_function = LOSSES[config.loss].loss
-    run.expect("clip", "cosines of 0", *held_out.contrastive_bounds(model, texts[: recipe.batch_size]))
-
-    some = range(min(len(images), recipe.batch_size))
-    pixels, ids = images.batch(some).to(run.device), texts[some].to(run.device)
-    precision = choose_precision(run, "clip", model, lambda: loss_function(model.logits(*model(pixels, ids))))
-    training = Training(run, "clip", config, recipe, {"precision": precision, "tokenizer": tokenizer.fingerprint},
-                        model=model, optimiser=optimiser)
-    for step, done in training.steps():
-        torch.manual_seed(stable_seed(run.job.seed, "clip", step))
-        set_learning_rate(optimiser, done, recipe)
-
-        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        if done >= recipe.look_alikes and not run.job.overfit and len(images) >= recipe.batch_size:
-            indices = look_alikes.draw(recipe.batch_size, recipe.look_alike_group)
-        captions = images.texts(indices, torch.default_generator)
-        pixels, ids = shifted(images.batch(indices), recipe.shift), encode(captions)         # (b 3 h w), (b t)
-        right = (same_caption(ids) | images.right(indices, captions)).to(run.device)         # (b b)
-        pixels, ids = share(pixels.to(run.device), ids.to(run.device))
+    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, recipe.weight_decay,
+                     betas=(0.9, 0.98), eps=1e-6)
+    expected = bounds.contrastive(config.loss, source.ids[: recipe.batch_size])
+    training = Training(run, "clip", config, recipe, source, expected, model=model, optimiser=optimiser)
+    network, loss_function = replicate(model), LOSSES[config.loss].loss
+    if recipe.accumulate > 1 and WORLD > 1:
+        raise InputError("--accumulate is for one process, and several divide the batch: leave it out")
+    for indices in training.steps():
+        pixels, ids, right = source.batch(indices)                    # (b 3 h w), (b t), (b b)
 
         optimiser.zero_grad()
-        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
+        with training.autocast():
             if recipe.accumulate > 1:
-                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right, gather)
+                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right)
             else:
-                loss = loss_function(model.logits(*gather(*model(pixels, ids))), right)
+                loss = loss_function(model.logits(*gather(*network(pixels, ids))), right)
         if recipe.accumulate == 1:
             loss.backward()
-        average(model)
         optimiser.step()
         model.clamp_temperature()
 
         training.log(loss)
         if training.due:
             training.save()
-            training.log_held_out(**held_out.clip_figures(model, encode, unseen, run.job.seed))
+            figures = held_out.clip_figures(model, source.encode, source.held_out, run.job.seed)
+            training.log_held_out(**figures)
+
+
+# ---- VQGAN ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VQGANRecipe(Recipe):
+    steps: int = option(1800, "optimiser steps", least=1)
+    batch_size: int = option(16, "images per step", least=1)
+    learning_rate: float = option(8e-3, "highest learning rate", least=0)
+    adamw_ratio: float = option(1.0, "rate of codebook, outer layers, gains and biases, as a multiple", least=0)
+    discriminator: bool = option(False, "train against a patch discriminator: sharper pictures, slower steps")
+    discriminator_start: float = option(0.55, "fraction completed when it begins", least=0, most=1)
+    discriminator_layers: int = option(2, "halvings in it; two suit pictures of 32 pixels", least=1)
+    adversarial_weight: float = option(0.8, "its strength relative to the reconstruction", least=0)
+    shift: int | None = option(None, SHIFT, least=0)
 
 
 def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
-    images, unseen = open_splits(run, config.image_size, recipe.scenes)
-    recipe = settle_shift(run, images, config.image_size, recipe)
-
+    source = Images(run, config.image_size, recipe)
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
     model.codebook.gather = gather_rows
     hidden = [part for half in (model.encoder, model.decoder) for part in (half.levels, half.middle)]
-    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
+    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
     saved = {"model": model, "optimiser": optimiser}
-    discriminator = None
     if recipe.discriminator:
         discriminator = PatchGAN(layers=recipe.discriminator_layers).to(run.device)
-        optimiser_d = Muon(discriminator, [], recipe.learning_rate, betas=(0.5, 0.9))
         if config.image_size < discriminator.min_side:
-            raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or pictures of "
-                             f"{discriminator.min_side} pixels or more")
+            raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or "
+                             f"pictures of {discriminator.min_side} pixels or more")
+        optimiser_d = Muon(discriminator, [], recipe.learning_rate, betas=(0.5, 0.9))
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
-    run.expect("vqgan", "noise", held_out.reconstruction_start(images), 0.0)
+    expected = bounds.reconstruction(source.train.batch(range(min(64, len(source.train)))))
+    training = Training(run, "vqgan", config, recipe, source, expected, **saved)
+    network = replicate(model)
+    judge = replicate(discriminator) if recipe.discriminator else None
+    for indices in training.steps():
+        pixels = source.batch(indices)                                # (b 3 h w)
+        adversary = recipe.discriminator and training.done >= recipe.discriminator_start
+        if config.quantiser == "gumbel":
+            model.codebook.anneal(training.done)
 
-    some = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
-    precision = choose_precision(run, "vqgan", model, lambda: model(some)[0].float().square().mean())
-    training = Training(run, "vqgan", config, recipe, {"precision": precision}, **saved)
-    for step, done in training.steps():
-        torch.manual_seed(stable_seed(run.job.seed, "vqgan", step))
-        set_learning_rate(optimiser, done, recipe)
-        adversary = discriminator if done >= recipe.discriminator_start else None
-
-        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        pixels, = share(shifted(images.batch(indices), recipe.shift).to(run.device))         # (b 3 h w)
-
-        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            reconstruction, quantised = model(pixels)
-        loss, parts = generator_loss(pixels, reconstruction.float(), quantised.loss, model.last_weight, adversary,
-                                     recipe.adversarial_weight)
+        with training.autocast():
+            reconstruction, quantised = network(pixels)
+        loss, parts = generator_loss(
+            pixels, reconstruction.float(), quantised.loss, model.last_weight,
+            discriminator if adversary else None, recipe.adversarial_weight)
         optimiser.zero_grad()
         loss.backward()
-        average(model)
         parts["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one odd batch must not undo many
         optimiser.step()
 
-        if adversary is not None:
-            set_learning_rate(optimiser_d, done, recipe)
-            loss_d = discriminator_loss(adversary, pixels, reconstruction.float())
+        if adversary:
+            loss_d = discriminator_loss(judge, pixels, reconstruction.float())
             optimiser_d.zero_grad()
             loss_d.backward()
-            average(discriminator)
             optimiser_d.step()
             parts["discriminator"] = loss_d
 
         training.log(loss, **parts)
         if training.due:
             training.save()
-            training.log_held_out(**held_out.vqgan_figures(model, unseen))
+            training.log_held_out(**held_out.vqgan_figures(model, source.held_out))
+
+
+# ---- DALL·E -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DALLERecipe(Recipe):
+    steps: int = option(2500, "optimiser steps", least=1)
+    batch_size: int = option(48, "captioned images per step", least=1)
+    learning_rate: float = option(6.5e-3, "highest learning rate", least=0)
+    adamw_ratio: float = option(1.0, "rate of embeddings, heads, gains and biases, as a multiple", least=0)
+    weight_decay: float = option(0.05, "weight decay of the matrices", least=0)
+    text_loss_weight: float = option(1 / 8, "weight of the text in the loss, of 1 in all", least=0, most=1)
+    caption_dropout: float = option(0.05, "fraction of captions left out, for guidance", least=0, most=1)
+    shift: int | None = option(None, SHIFT, least=0)
 
 
 def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
-    models = Models(run.folder, run.device)
-    vqgan, tokenizer = models.get("vqgan"), models.get("tokenizer")
-    size = vqgan.config.image_size
-    images, unseen = open_splits(run, size, recipe.scenes)
-    length = run.settled("dalle", "text_length") or fitting_length(tokenizer, distinct(images, unseen))
-    check_lengths(run, tokenizer, length, images, unseen)
-    encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
-    empty = encode("")[0].to(run.device)                                                     # (t)
-    recipe = settle_shift(run, images, size, recipe)
-    codes = encode_all(vqgan, images, run.device, recipe.shift)                              # (copies images n)
-    config = dataclasses.replace(config, text_vocab=tokenizer.vocab_size, text_length=length,
-                                 image_vocab=vqgan.config.codebook_size, grid=vqgan.config.grid)
-
+    source = CaptionedCodes(run, recipe)
+    config = replace(config, **source.sizes)
     torch.manual_seed(stable_seed(run.job.seed, "dalle"))
     model = DALLE(config).to(run.device)
-    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, recipe.weight_decay, betas=(0.9, 0.95))
-    run.expect("dalle", "a guess", *held_out.dalle_bounds(config, images, recipe.text_loss_weight, recipe.caption_dropout))
+    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.adamw_ratio,
+                     recipe.weight_decay, betas=(0.9, 0.95))
+    expected = bounds.dalle(config, source.train, recipe.text_loss_weight, recipe.caption_dropout)
+    training = Training(run, "dalle", config, recipe, source, expected, model=model, optimiser=optimiser)
+    network = replicate(model)
+    loss_of = lambda text, codes: dalle_loss(*network(text, codes), text, codes, recipe.text_loss_weight)  # noqa: E731
+    loss_of = compiled("dalle", loss_of) if run.job.compile else loss_of
+    for indices in training.steps():
+        text, codes = source.batch(indices)                           # (b t), (b n)
+        text = drop_captions(text, source.empty, recipe.caption_dropout)
 
-    some = range(min(len(images), recipe.batch_size))
-    text, targets = encode(images.texts(some, torch.default_generator)).to(run.device), codes[0, some].long().to(run.device)
-    precision = choose_precision(run, "dalle", model, lambda: dalle_loss(*model(text, targets), text, targets)[0])
-    notes = {"precision": precision, "tokenizer": tokenizer.fingerprint, "vqgan": fingerprint(vqgan)}
-    training = Training(run, "dalle", config, recipe, notes, model=model, optimiser=optimiser)
-    losses = compiled(run, "dalle", lambda text, codes: dalle_loss(*model(text, codes), text, codes, recipe.text_loss_weight))
-    for step, done in training.steps():
-        torch.manual_seed(stable_seed(run.job.seed, "dalle", step))
-        set_learning_rate(optimiser, done, recipe)
-
-        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        text = encode(images.texts(indices, torch.default_generator)).to(run.device)         # (b t)
-        text = drop_captions(text, empty, recipe.caption_dropout)
-        copy = torch.randint(len(codes), (len(indices),)) if recipe.shift else 0
-        text, targets = share(text, codes[copy, indices].long().to(run.device))              # (b n)
-
-        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            loss, text_loss, image_loss = losses(text, targets)
+        with training.autocast():
+            loss, text_loss, image_loss = loss_of(text, codes)
         optimiser.zero_grad()
         loss.backward()
-        average(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
         training.log(loss, text=text_loss, image=image_loss, gradient_norm=norm)
         if training.due:
             training.save()
-            training.log_held_out(**held_out.dalle_figures(model, vqgan, encode, unseen, run.job.seed))
+            training.log_held_out(**held_out.dalle_figures(
+                model, source.vqgan, source.encode, source.held_out, run.job.seed))
+
+
+# ---- DALL·E 2 ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PriorRecipe(Recipe):
+    steps: int = option(1600, "optimiser steps", least=1)
+    batch_size: int = option(256, "pairs of caption and embedding per step", least=1)
+    learning_rate: float = option(2e-3, "highest learning rate", least=0)
+    adamw_ratio: float = option(0.5, "rate of all but the hidden matrices, as a multiple", least=0)
+    caption_dropout: float = option(0.1, "fraction of captions left out, for guidance", least=0, most=1)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
 
 
 def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
-    models = Models(run.folder, run.device)
-    clip, tokenizer = models.get("clip"), models.clip_tokenizer()
-    size, length = clip.config.image_size, clip.config.context_length
-    images, unseen = open_splits(run, size, recipe.scenes)
-    check_lengths(run, tokenizer, length, images, unseen)
-    encode = partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
-    read = lambda texts: read_captions(clip, encode(texts).to(run.device))  # noqa: E731  features (b t d), mask (b t), z_t (b e)
-    empty = tuple(part[0] for part in read([""]))
-    embeddings = embed_all(clip, images, run.device)                                         # (images e)
-    config = dataclasses.replace(config, embed_dim=clip.config.embed_dim, token_width=clip.config.text_width, text_length=length)
-
+    source = CaptionEmbeddings(run, recipe)
+    config = replace(config, **source.sizes)
     torch.manual_seed(stable_seed(run.job.seed, "prior"))
     model = Prior(config).to(run.device)
-    model.standardise_image.fit(embeddings)
-    model.standardise_text.fit(read([captions[0] for captions in images.captions[:4096]])[-1])
-    embeddings = model.standardise_image(embeddings.to(run.device))
-    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
-    run.expect("prior", "the mean embedding", unclip.expected_loss(embeddings))
+    source.standardise(model)
+    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
+    expected = bounds.denoising(source.embeddings, "the mean embedding")
+    training = Training(run, "prior", config, recipe, source, expected, model=model, optimiser=optimiser)
+    network = replicate(model)
+    for indices in training.steps():
+        z, condition = source.batch(indices)                          # (b e), as Prior.forward reads it
 
-    some = range(min(len(images), recipe.batch_size))
-    z, condition = embeddings[some], read(images.texts(some, torch.default_generator))
-    precision = choose_precision(run, "prior", model, lambda: model(z, torch.rand(len(z)).to(z), *condition).float().square().mean())
-    notes = {"precision": precision, "tokenizer": tokenizer.fingerprint, "clip": fingerprint(clip)}
-    training = Training(run, "prior", config, recipe, notes, model=model, optimiser=optimiser)
-    for step, done in training.steps():
-        torch.manual_seed(stable_seed(run.job.seed, "prior", step))
-        set_learning_rate(optimiser, done, recipe)
-
-        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        z = embeddings[indices]                                                              # (b e)
-        condition = unclip.drop_condition(read(images.texts(indices, torch.default_generator)), empty, recipe.caption_dropout)
-        t, noise = unclip.random_times(len(z)).to(run.device), torch.randn_like(z)           # (b), (b e)
-        z, t, noise, *condition = share(z, t, noise, *condition)
-
-        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            prediction = model(unclip.mix(z, noise, t), t, *condition)                       # (b e)
-        loss = unclip.denoising_loss(prediction, z, t)
+        with training.autocast():
+            loss = diffusion_step(network, z, condition, source.empty, recipe.caption_dropout)
         optimiser.zero_grad()
         loss.backward()
-        average(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
         training.log(loss, gradient_norm=norm)
         if training.due:
             training.save()
-            training.log_held_out(**held_out.prior_figures(model, clip, read, empty, unseen, run.job.seed))
+            training.log_held_out(**held_out.prior_figures(
+                model, source.clip, source.read, source.empty, source.held_out, run.job.seed))
+
+
+@dataclass(frozen=True)
+class DecoderRecipe(Recipe):
+    steps: int = option(12_000, "optimiser steps", least=1)
+    batch_size: int = option(48, "images per step", least=1)
+    learning_rate: float = option(3e-3, "highest learning rate", least=0)
+    adamw_ratio: float = option(0.4, "rate of all but the hidden matrices, as a multiple", least=0)
+    embedding_dropout: float = option(0.1, "fraction of embeddings left out, for guidance", least=0, most=1)
+    scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
 
 
 def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> None:
-    clip = Models(run.folder, run.device).get("clip")
-    size = clip.config.image_size
-    images, unseen = open_splits(run, size, recipe.scenes)
-    embeddings = embed_all(clip, images, run.device)                                         # (images e)
-    config = dataclasses.replace(config, image_size=size, embed_dim=clip.config.embed_dim)
-
+    source = ImageEmbeddings(run, recipe)
+    config = replace(config, **source.sizes)
     torch.manual_seed(stable_seed(run.job.seed, "decoder"))
     model = Decoder(config).to(run.device, memory_format=torch.channels_last)
-    model.standardise.fit(embeddings)
-    optimiser = Muon(model, [model.condition, model.levels, model.middle], recipe.learning_rate, recipe.outer_rate, betas=(0.9, 0.99))
-    pixels = images.batch(range(min(len(images), recipe.batch_size))).to(run.device)
-    run.expect("decoder", "a gray image", unclip.expected_loss(pixels))
+    model.standardise.fit(source.embeddings)
+    hidden = [model.condition, model.levels, model.middle]
+    optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
+    expected = bounds.denoising(source.probe[0], "a gray image")
+    training = Training(run, "decoder", config, recipe, source, expected, model=model, optimiser=optimiser)
+    network = replicate(model)
+    network = compiled("decoder", network) if run.job.compile else network
+    for indices in training.steps():
+        pixels, z = source.batch(indices)                             # (b 3 h w), (b e)
 
-    z = embeddings[: len(pixels)].to(run.device)
-    precision = choose_precision(run, "decoder", model, lambda: model(pixels, torch.rand(len(z)).to(z), z).float().square().mean())
-    notes = {"precision": precision, "clip": fingerprint(clip)}
-    training = Training(run, "decoder", config, recipe, notes, model=model, optimiser=optimiser)
-    denoise = compiled(run, "decoder", model)
-    for step, done in training.steps():
-        torch.manual_seed(stable_seed(run.job.seed, "decoder", step))
-        set_learning_rate(optimiser, done, recipe)
-
-        indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
-        pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
-        condition = unclip.drop_condition((embeddings[indices].to(run.device),), (model.empty,), recipe.embedding_dropout)
-        t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
-        pixels, t, noise, *condition = share(pixels, t, noise, *condition)
-
-        with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            prediction = denoise(unclip.mix(pixels, noise, t), t, *condition)                # (b 3 h w)
-        loss = unclip.denoising_loss(prediction, pixels, t)
+        with training.autocast():
+            loss = diffusion_step(network, pixels, (z,), (model.empty,), recipe.embedding_dropout)
         optimiser.zero_grad()
         loss.backward()
-        average(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
         training.log(loss, gradient_norm=norm)
         if training.due:
             training.save()
-            training.log_held_out(**held_out.decoder_figures(model, clip, unseen, run.job.seed))
+            training.log_held_out(**held_out.decoder_figures(
+                model, source.clip, source.held_out, run.job.seed))
 
 
-# ---- All of it --------------------------------------------------------------------------------------------------------
+# ---- The job ----------------------------------------------------------------------------------------
 
-# name -> its loop, config, recipe, and the config fields that the data and the other models decide
+
+class Trained(NamedTuple):
+    """How a model is trained: its loop, config, recipe, and the config fields that the data decide."""
+
+    train: Callable[[Run, Any, Any], None]
+    config: type
+    recipe: type
+    decided: tuple[str, ...] = ()
+
+
 MODELS = {
-    "clip": (train_clip, CLIPConfig, CLIPRecipe, ()),
-    "vqgan": (train_vqgan, VQGANConfig, VQGANRecipe, ()),
-    "dalle": (train_dalle, DALLEConfig, DALLERecipe, ("text_vocab", "image_vocab", "text_length", "grid")),
-    "prior": (train_prior, PriorConfig, PriorRecipe, ("embed_dim", "token_width", "text_length")),
-    "decoder": (train_decoder, DecoderConfig, DecoderRecipe, ("embed_dim", "image_size")),
+    "clip": Trained(train_clip, CLIPConfig, CLIPRecipe),
+    "vqgan": Trained(train_vqgan, VQGANConfig, VQGANRecipe),
+    "dalle": Trained(train_dalle, DALLEConfig, DALLERecipe, ("text_vocab", "image_vocab", "text_length", "grid")),
+    "prior": Trained(train_prior, PriorConfig, PriorRecipe, ("embed_dim", "token_width", "text_length")),
+    "decoder": Trained(train_decoder, DecoderConfig, DecoderRecipe, ("embed_dim", "image_size")),
 }
-
-
-def parse(argv: list[str] | None = None) -> tuple:
-    return jobs.parse(argv, __doc__.split("\n")[0], {name: classes for name, (_, *classes) in MODELS.items()})
 
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    with processes(), jobs.open_run(*parse(argv)).locked() as run:
-        settled = {name: jobs.settle(run, name, *MODELS[name][1:3]) for name in run.models}  # all now: a mistake shows at once
-        with reported(run):
-            for name in run.models:
-                MODELS[name][0](run, *settled[name])
-            finish(run)
+    classes = {name: model[1:] for name, model in MODELS.items()}
+    with processes():
+        run, names = open_run(*parse(argv, __doc__.split("\n")[0], classes))
+        with run.locked(), reported(run.folder):
+            # all now: a mistake in the settings of the last model shows before the first is trained
+            settled = {name: settle(run, name, MODELS[name].config, MODELS[name].recipe) for name in names}
+            for name in names:
+                MODELS[name].train(run, *settled[name])
+            if LEADER and names in JOBS.values() and not run.job.overfit:
+                finish(run, names)
+
+
+def finish(run: Run, names: tuple[str, ...], prompt: str = "a large red star on a gray background") -> None:
+    """Draw the captions of 16 held-out pictures; on the shapes world also guide one, and score the run."""
+    models, folder, seed = Models(run.folder, run.device), run.folder / "samples", run.job.seed
+    images = next(images for (_, _, split), images in run.datasets.items() if split != "train")
+    originals, captions, scenes = first_captions(images, 16)
+    entries = [{"caption": caption} for caption in captions]
+
+    def write(name: str, pictures: torch.Tensor, entries: list[dict], **options: Any) -> None:
+        Output(folder / name, name, 16).write(to_pil(pictures), entries, **options)
+
+    if "decoder" in names:
+        sampling = DecoderSampling()
+        write("unclip", draw(models, draw_embeddings(models, captions, seed), sampling, seed), entries)
+        return
+    write("originals", originals, entries)
+    redrawn = reconstruct(models.get("vqgan"), originals.to(run.device))[0].cpu()
+    psnr = minvqgan.psnr(originals, redrawn).tolist()
+    files = [f"{i:04d}.png" for i in range(len(entries))]
+    write("reconstruct", redrawn, [entry | {"psnr": value} for entry, value in zip(entries, psnr)],
+          sheet=reconstruction_sheet(originals, redrawn, files, psnr))
+    write("dalle", generate_images(models, captions, default_drawing(models), seed)[0], entries)
+    if scenes:
+        output = Output(folder / "guide", "guide", 1)
+        prompts = minvqgan.parse_prompts(prompt)
+        guide_and_write(models, output, prompt, prompts, models.embed_text([prompt]), Guiding(), seed)
+        score(models, default_drawing(models), seed=seed)
+    else:  # a classifier would first learn the pictures, for a minute or more
+        print(f"to score it on held-out pictures: {command('sample.py', 'score', '--run', run.folder)}")
 
 
 if __name__ == "__main__":

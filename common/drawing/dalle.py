@@ -1,8 +1,7 @@
 """Draw pictures for captions with a run's own DALL·E, or with minDALL-E."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from einops import repeat
@@ -20,59 +19,66 @@ from ..run.pictures import Progress, read_images
 class Drawing(Options):
     """How DALL·E draws codes.
 
-    On the shapes world it takes the two likeliest, at temperature 1. More draw ragged outlines. At a lower temperature drawings
-    of a caption look alike, and after a short training small objects go missing: at each single place the background is likelier
-    than the beginning of an object. On other pictures two are too few: drawings of a class look alike (docs/results.md).
+    On the shapes world it takes the two likeliest, at temperature 1. More draw ragged outlines. At a
+    lower temperature drawings of a caption look alike, and small objects go missing: at each single
+    place the background is likelier than the beginning of an object. On other pictures two are too
+    few: drawings of a class look alike (docs/findings.md).
     """
 
-    temperature: float = option(1.0, "0 always takes the likeliest code; higher is more varied", least=0)
+    temperature: float = option(1.0, "0 takes the likeliest code; higher is more varied", least=0)
     top_k: int = option(2, "draw among the k likeliest codes; 0: among all", least=0)
-    top_p: float = option(1.0, "draw among the fewest codes that together have this probability", least=0, most=1)
+    top_p: float = option(1.0, "draw among the fewest codes of this total probability", least=0, most=1)
     guidance: float = option(1.5, "how strongly to follow the caption; 1 is the plain model")
 
 
 PICTURES_DRAWING = Drawing(top_k=8)
-MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)  # its README's; it never saw an empty caption, which guidance needs
+# its README's; it never saw an empty caption, which guidance needs
+MINDALLE_DRAWING = Drawing(top_k=256, guidance=1.0)
 
 
-def drawing(models: Models, **typed: Any) -> Drawing:
-    """Return how to draw: what was typed, and for the rest what suits our own DALL·E and its pictures, or minDALL-E."""
+def default_drawing(models: Models) -> Drawing:
+    """Return what suits DALL·E and the pictures it was trained on."""
     checkpoint = models.checkpoint("dalle")
-    shapes = checkpoint.get("job", checkpoint).get("data") == "shapes"
-    return replace(Drawing() if shapes else PICTURES_DRAWING if checkpoint else MINDALLE_DRAWING, **typed)
+    if not checkpoint:
+        return MINDALLE_DRAWING
+    on_shapes = checkpoint.get("job", checkpoint).get("data") == "shapes"
+    return Drawing() if on_shapes else PICTURES_DRAWING
 
 
 @torch.no_grad()
-def generate_images(models: Models, captions: list[str], how: Drawing, seed: int,
+def generate_images(models: Models, captions: list[str], drawing: Drawing, seed: int,
                     prime: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Draw one image per caption with DALL·E, as many at once as memory allows -> images (b 3 h w) in [-1, 1], codes (b g g).
+    """Draw an image per caption -> images (b 3 h w) in [-1, 1], codes (b g g).
 
     prime (r g): the first rows of codes, to be continued
     """
     dalle, tokenizer = models.dalle()
-    *text, empty = models.encode("dalle", tokenizer, [*captions, ""], dalle.config.text_length)
-    generator, progress = torch.Generator(models.device).manual_seed(seed), Progress("drawing codes")
-    drawn, total = [], len(captions) * dalle.config.image_length
-    for part in torch.stack(text).split(at_once(dalle.config)):                                 # (k t)
+    length, vqgan = dalle.config.text_length, models.get("vqgan")
+    *text, empty = models.encode("dalle", tokenizer, [*captions, ""], length)
+    generator = torch.Generator(models.device).manual_seed(seed)
+    progress, drawn, finished = Progress("drawing codes"), [], 0
+    for part in torch.stack(text).split(at_once(dalle.config)):                      # (k t)
         first = None if prime is None else repeat(prime, "r g -> k r g", k=len(part))
-        for codes in mindalle.generate_steps(dalle, part, empty=empty, prime=first, generator=generator, **asdict(how)):
-            progress(sum(map(torch.numel, (*drawn, codes))), total)
-        drawn.append(codes)
-    codes = dalle.to_grid(torch.cat(drawn))
-    return torch.cat([models.get("vqgan").decode(part).clamp(-1, 1) for part in codes.split(64)]), codes
+        for codes in mindalle.generate_steps(dalle, part, empty=empty, prime=first,
+                                             generator=generator, **asdict(drawing)):
+            progress(finished + codes.numel(), len(captions) * dalle.config.image_length)
+        finished += codes.numel()
+        drawn.append(dalle.to_grid(codes))
+    codes = torch.cat(drawn)
+    return torch.cat([vqgan.decode(part).clamp(-1, 1) for part in codes.split(64)]), codes
 
 
 def at_once(config: mindalle.DALLEConfig) -> int:
-    """Return how many images to draw together: the keys and values of so many, each drawn twice for guidance, fit in 1 GiB."""
+    """Return how many images to draw together: their keys and values, guided, fit in 1 GiB."""
     values = 2 * 2 * config.layers * config.length * config.width
     return min(256, max(1, 2**30 // (4 * values)))
 
 
 @torch.no_grad()
 def first_rows(models: Models, path: str | None, rows: int | None) -> Tensor | None:
-    """Encode a picture, and keep its first rows of codes for DALL·E to continue -> (r g); None without a picture."""
+    """Encode a picture -> its first rows of codes (r g), to be continued; None without a picture."""
     if (path is None) != (rows is None):
-        raise InputError("--prime IMAGE and --prime-rows R go together: R rows of the picture's codes are kept")
+        raise InputError("--prime IMAGE and --prime-rows R go together: R rows of codes are kept")
     if path is None:
         return None
     vqgan = models.get("vqgan")
@@ -82,27 +88,33 @@ def first_rows(models: Models, path: str | None, rows: int | None) -> Tensor | N
     return vqgan.encode(images.to(models.device))[0, :rows]
 
 
-def drawn_per_caption(n: int, rerank: int | None) -> int:
-    """Return how many pictures to draw for a caption of which n are kept. Raises InputError if they are too few."""
+# ---- The best of several ----------------------------------------------------------------------------
+
+
+def candidates(n: int, rerank: int | None) -> int:
+    """Return how many pictures to draw for a caption of which n are kept."""
     if rerank and rerank < n:
-        raise InputError(f"--rerank {rerank} draws fewer pictures than -n {n} wants: raise one or lower the other")
+        raise InputError(f"--rerank {rerank} draws fewer pictures than -n {n} wants: "
+                         "raise one or lower the other")
     return rerank or n
 
 
-def preference(models: Models, caption: str, codes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """Return score(images (b 3 h w)) -> (b), by which the best of several drawings of a caption are found.
+def preference(models: Models, caption: str,
+               codes: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Return score(images (b 3 h w)) -> (b), by which the best drawings of a caption are found.
 
-    It is the cosine of image and caption [DALL·E sec. 2.6]. To images that our own DALL·E drew as codes (b g g), it adds the
-    share of the codes that VQGAN would choose again, shown the image. CLIP tells what is drawn, the share whether it is drawn
-    well: a dent in a ring is seldom encoded as it was drawn.
+    It is the cosine of image and caption [DALL·E sec. 2.6]. For images that our own DALL·E drew as
+    codes (b g g), it adds the fraction of codes that VQGAN would choose again, shown the image. CLIP
+    tells what is drawn, that fraction whether it is drawn well: a dent in a ring is seldom encoded
+    as it was drawn.
     """
     cosine = models.similarity(caption)
     if codes is None or not models.checkpoint("dalle"):
         return cosine
 
     def chosen_again(images: Tensor) -> Tensor:
-        again = torch.cat([models.get("vqgan").encode(part) for part in images.split(64)])       # (b g g)
-        return (again == codes).float().mean(dim=(1, 2))
+        again = [models.get("vqgan").encode(part) for part in images.split(64)]
+        return (torch.cat(again) == codes).float().mean(dim=(1, 2))
 
     return lambda images: cosine(images) + chosen_again(images)
 
@@ -110,9 +122,10 @@ def preference(models: Models, caption: str, codes: Tensor | None = None) -> Cal
 @torch.no_grad()
 def keep_best(models: Models, caption: str, images: Tensor, n: int, rerank: int | None,
               codes: Tensor | None = None) -> tuple[list[int], list[dict]]:
-    """Keep the n best images (b 3 h w) by `preference`, or the first n without `rerank` -> their indices, an entry for each."""
+    """Keep the n best images (b 3 h w), or the first n without `rerank` -> indices, entries."""
     if not rerank:
         return list(range(n)), [{"caption": caption}] * n
     values = preference(models, caption, codes)(images)
     best = mindalle.rerank(images, lambda _: values).tolist()[:n]
-    return best, [{"caption": caption, "score": values[i].item(), "rank": rank} for rank, i in enumerate(best)]
+    return best, [{"caption": caption, "score": values[i].item(), "rank": rank}
+                  for rank, i in enumerate(best)]

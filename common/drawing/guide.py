@@ -1,7 +1,7 @@
-"""VQGAN+CLIP with a run's own models: pictures are changed step by step until CLIP finds that they match the prompts."""
+"""VQGAN+CLIP with a run's own models: change pictures until CLIP finds that they match prompts."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,68 +19,72 @@ from ..run.pictures import Output, Progress, contact_sheet, to_pil
 
 @dataclass(frozen=True)
 class Guiding(Options):
-    """How to guide pictures by a CLIP of our own. docs/tried.md says what each setting is worth."""
+    """How to guide pictures by a CLIP of our own."""
 
     steps: int = option(400, "steps of Adam", least=1)
     cutouts: int = option(8, "random views of a picture that CLIP sees per step", least=1)
-    smallest: float = option(0.7, "side of the smallest view, as a share of the picture", least=0.01, most=1)
-    tries: int = option(2, "pictures guided at once, each from a start of its own; the one that CLIP likes best is kept", least=1)
-    start: str = option("codes", "start from random codes, noise, or the mean code everywhere", choices=list(minvqgan.STARTS))
-    octaves: int = option(4, "grids of latents that are moved and added up, each half as fine as the one before", least=1)
-    latent_noise: float = option(0.5, "std of the noise added to each view's latents at first, in codebook stds; it falls to 0",
-                                 least=0)
-    jitter: float = option(0.1, "std of the random brightness of views, and highest std of their noise, pixels in [-1, 1]", least=0)
+    smallest: float = option(0.7, "side of the smallest view, as a fraction", least=0.01, most=1)
+    tries: int = option(2, "pictures guided at once; the one that CLIP likes best is kept", least=1)
+    octaves: int = option(4, "grids of latents that are added up, each half as fine", least=1)
+    latent_noise: float = option(0.5, "std of the noise added to each view's latents at first, in "
+                                 "codebook stds; it falls to 0", least=0)
+    jitter: float = option(0.1, "std of the views' brightness, and highest std of their noise", least=0)
     lr: float = option(0.1, "learning rate of Adam on the latents", least=0)
 
 
 PUBLISHED_GUIDING = Guiding(steps=500, cutouts=32, smallest=0.5, tries=1, octaves=1, latent_noise=0.0)
 
 
-def guiding(models: Models, **typed) -> Guiding:
-    """Return how to guide: what was typed, and for the rest what suits our own CLIP, or a published one."""
-    return replace(Guiding() if models.checkpoint("clip") else PUBLISHED_GUIDING, **typed)
+def default_guiding(models: Models) -> Guiding:
+    """Return what suits our own CLIP, or a published one."""
+    return Guiding() if models.checkpoint("clip") else PUBLISHED_GUIDING
 
 
-def guide_pictures(models: Models, prompts: list[minvqgan.Prompt], targets: Tensor, how: Guiding, seed: int,
-                   init: Tensor | None = None) -> Iterator[tuple[int, list[Image.Image], list[float]]]:
-    """Guide `tries` pictures -> about 48 times (step, the pictures, their mean cosines with the prompts), the last step's included.
+def guide_pictures(models: Models, prompts: list[minvqgan.Prompt], targets: Tensor, guiding: Guiding,
+                   seed: int, init: Tensor | None = None) \
+        -> Iterator[tuple[int, list[Image.Image], list[float]]]:
+    """Guide `tries` pictures -> about 48 times: step, the pictures, their mean cosines with prompts.
 
     targets (m e): CLIP's embeddings of the prompts; init (1 3 h w): a picture to start from
     """
-    device, options = models.device, asdict(how)
-    weights, stops = (torch.tensor([getattr(p, key) for p in prompts], device=device) for key in ("weight", "stop"))
-    score = minvqgan.prompt_score(models.embed_images, targets, weights, stops)
-    every, tries = max(1, how.steps // 48), options.pop("tries")
+    options = asdict(guiding)
+    tries, learning_rate = options.pop("tries"), options.pop("lr")
+    weights = torch.tensor([prompt.weight for prompt in prompts], device=models.device)      # (m)
     if init is not None:
         init = repeat(init, "1 c h w -> b c h w", b=tries)
-    steps = minvqgan.guide(models.get("vqgan"), score, cut_size=models.get("clip").config.image_size, count=tries, init=init,
-                           learning_rate=options.pop("lr"), generator=torch.Generator(device).manual_seed(seed), **options)
+    steps = minvqgan.guide(
+        models.get("vqgan"), minvqgan.prompt_score(models.embed_images, targets, weights),
+        cut_size=models.get("clip").config.image_size, count=tries, init=init,
+        learning_rate=learning_rate, generator=torch.Generator(models.device).manual_seed(seed),
+        **options)
+    every = max(1, guiding.steps // 48)
     for step, images in enumerate(steps):
-        if step % every == 0 or step == how.steps - 1:
+        if step % every == 0 or step == guiding.steps - 1:
             with torch.no_grad():
-                cosines = F.normalize(models.embed_images(images), dim=-1) @ F.normalize(targets, dim=-1).mT  # (b m)
-            yield step, to_pil(images), ((cosines * weights).sum(dim=1) / weights.abs().sum()).tolist()
+                features = F.normalize(models.embed_images(images), dim=-1)                  # (b e)
+                cosines = features @ F.normalize(targets, dim=-1).mT                         # (b m)
+            mean = (cosines * weights).sum(dim=1) / weights.abs().sum()
+            yield step, to_pil(images), mean.tolist()
 
 
-def guide_and_write(models: Models, output: Output, caption: str, prompts: list[minvqgan.Prompt], targets: Tensor, how: Guiding,
-                    seed: int, init: Tensor | None = None) -> None:
-    """Guide pictures as above, until the end or Ctrl-C, and write the best with the way there as a filmstrip and a GIF."""
+def guide_and_write(models: Models, output: Output, caption: str, prompts: list[minvqgan.Prompt],
+                    targets: Tensor, guiding: Guiding, seed: int, init: Tensor | None = None) -> None:
+    """Guide pictures to the end or Ctrl-C; write the best, and its way as a filmstrip and a GIF."""
     walk, progress = [], Progress("guiding, step")
     try:
-        for step, pictures, cosines in guide_pictures(models, prompts, targets, how, seed, init):
+        for step, pictures, cosines in guide_pictures(models, prompts, targets, guiding, seed, init):
             walk.append(list(zip(pictures, cosines)))
-            progress(step + 1, how.steps, f"cosine {max(cosines):.3f}")
+            progress(step + 1, guiding.steps, f"cosine {max(cosines):.3f}")
     except KeyboardInterrupt:
         print("\nstopped early: writing what there is")
     if not walk:
         return
-    best = max(range(how.tries), key=lambda i: walk[-1][i][1])
+    best = max(range(guiding.tries), key=lambda i: walk[-1][i][1])
     frames, cosines = zip(*(step[best] for step in walk))
     print(f"cosine with {caption!r} from {cosines[0]:.3f} to {cosines[-1]:.3f}")
     output.write(frames[-1:], [{"caption": caption, "score": cosines[-1], "start": cosines[0]}])
     chosen = sorted({round(i * (len(frames) - 1) / 7) for i in range(8)})
-    large = [frame.resize((256, 256), Image.Resampling.NEAREST) for frame in frames]
     with file_errors():
-        filmstrip = contact_sheet([frames[i] for i in chosen], [f"{cosines[i]:.2f}" for i in chosen], 8)
-        filmstrip.save(output.folder / "filmstrip.png")
-    output.write_gif("guide.gif", large)
+        labels = [f"{cosines[i]:.2f}" for i in chosen]
+        contact_sheet([frames[i] for i in chosen], labels, 8).save(output.folder / "filmstrip.png")
+    output.write_gif("guide.gif", [frame.resize((256, 256), Image.Resampling.NEAREST) for frame in frames])

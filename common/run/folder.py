@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+import data
 import minclip.files
 
 from .errors import InputError, file_errors
@@ -34,6 +35,7 @@ class Run:
     def __init__(self, job: Job):
         self.job, self.folder = job, job.folder
         self.log = Log(self.folder / "log.csv")
+        self.datasets: dict[tuple, data.Dataset] = {}  # those that are open, for all models
 
     @cached_property
     def device(self) -> str:

@@ -1,39 +1,34 @@
-"""Use what the machine has: the precision in which the model is faster, measured, not guessed by name; its memory; a compiler."""
+"""Use what the machine has: the faster precision, as many threads as help, its memory, a compiler."""
 
 import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .settle import refuse_another
 from .distributed import agree
-from ..run.runs import Run
+
+# ---- Precision --------------------------------------------------------------------------------------
 
 
-def choose_precision(run: Run, name: str, model: nn.Module, loss: Callable[[], Tensor]) -> str:
-    """Return "bf16" or "fp32": the checkpoint's, or what was asked for, or the faster of the two.
+def faster_precision(name: str, model: nn.Module, probe: tuple[Tensor, ...]) -> str:
+    """Return "bf16" or "fp32", whichever trains the model faster on this machine, and print it.
 
-    loss: computes the model's loss, or any number that its gradients can be taken of, on some batch
+    probe: the model's inputs, a batch
     """
-    if run.job.resume and (state := run.state(name)):
-        if run.job.precision != "auto":
-            refuse_another(run.path(name), "precision", state["precision"], run.job.precision)
-        return state["precision"]
-    if run.job.precision != "auto":
-        return run.job.precision
-    speedup = agree(bf16_speedup(model, loss))
+    speedup = agree(bf16_speedup(model, probe))
     chosen = "bf16" if speedup > 1.1 else "fp32"  # below that the coarser rounding is not worth it
     print(f"{name}: bf16 is {speedup:.1f} times as fast as fp32 here: {chosen}")
     return chosen
 
 
-def bf16_speedup(model: nn.Module, loss: Callable[[], Tensor], seconds: float = 0.3) -> float:
-    """Measure how many times as fast the loss and its gradients are in bf16 as in fp32. The model stays as it was."""
+def bf16_speedup(model: nn.Module, probe: tuple[Tensor, ...], seconds: float = 0.3) -> float:
+    """Measure how much faster forward and backward passes are in bf16. The model stays as it was."""
     training, device = model.training, next(model.parameters()).device.type
     model.eval()  # no codebook may learn, nor a BatchNorm
     fastest, rounds, end = {False: math.inf, True: math.inf}, 0, time.perf_counter() + 2 * seconds
@@ -42,8 +37,9 @@ def bf16_speedup(model: nn.Module, loss: Callable[[], Tensor], seconds: float = 
         for bf16 in fastest:  # in turn, since a machine shared with others changes its speed
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                value = loss()
-            value.backward()
+                outputs = model(*probe)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            sum(x.float().square().mean() for x in outputs if isinstance(x, Tensor)).backward()
             if device == "cuda":
                 torch.cuda.synchronize()
             fastest[bf16] = min(fastest[bf16], time.perf_counter() - start)
@@ -52,40 +48,80 @@ def bf16_speedup(model: nn.Module, loss: Callable[[], Tensor], seconds: float = 
     return fastest[False] / fastest[True]
 
 
-# ---- Memory -----------------------------------------------------------------------------------------------------------
+# ---- Threads ----------------------------------------------------------------------------------------
+
+MOST = torch.get_num_threads()  # as many as there are cores, or OMP_NUM_THREADS
+TRIED = 5  # steps with each number of threads; their median passes over what disturbs a single one
+EVERY = 60  # seconds from one choice to the next
+
+
+def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
+    """Choose the number of threads by the speed of a training's own steps; call next() before each.
+
+    The threads of torch share every operation and wait for the slowest in a loop that keeps its core
+    busy. Where another process has one of two cores, a step takes twice as long with two threads as
+    with one. The number of threads decides how sums are rounded, so this is not for a training that
+    is to be repeated exactly.
+
+    say: is told, in a line, whenever the number changes
+    """
+    chosen, numbers = MOST, [MOST >> halvings for halvings in range(MOST.bit_length())]
+    try:
+        while True:
+            seconds = {number: [] for number in numbers}
+            for number in TRIED * numbers:  # in turn, so that a disturbance slows each number alike
+                torch.set_num_threads(number)
+                start = time.perf_counter()
+                yield
+                seconds[number].append(time.perf_counter() - start)
+            took = {number: 1000 * median(seconds[number]) for number in numbers}
+            before, chosen = chosen, min(took, key=took.get)
+            torch.set_num_threads(chosen)
+            if chosen != before:
+                say(f"{chosen} of {MOST} threads from here on: {took[chosen]:.0f} ms a step "
+                    f"instead of {took[before]:.0f}")
+            end = time.monotonic() + EVERY
+            while time.monotonic() < end:
+                yield
+    finally:
+        torch.set_num_threads(chosen)  # the training may have ended while it tried
+
+
+# ---- Memory -----------------------------------------------------------------------------------------
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep the memory of large tensors that are freed, for the next ones. A process never holds more than at its peak.
+    """Let malloc keep freed memory for the next large tensors.
 
-    Otherwise glibc returns it to the kernel, which hands it out again page by page, filled with zeros: a sixth of each step of
-    DALL·E. Only glibc can be told so; elsewhere nothing happens.
+    glibc would return it to the kernel, which hands it out again page by page, filled with zeros: a
+    sixth of each step of DALL·E. Only glibc can be told so; elsewhere nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for parameter in (-1, -3) if mallopt else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
         mallopt(parameter, 2**30)
 
 
-# ---- Compiling --------------------------------------------------------------------------------------------------------
+# ---- Compiling --------------------------------------------------------------------------------------
 
-def compiled(run: Run, name: str, loss: Callable) -> Callable:
-    """Return a loss that torch.compile has fused, if --compile asks for it. Where compiling fails, one line says so.
 
-    It is no default: on two cores of an AMD EPYC a step of DALL·E took as long as before, one of the decoder 0.9 times as long.
+def compiled(name: str, function: Callable) -> Callable:
+    """Fuse a function with torch.compile; where that fails, a line says so and it runs as it is.
+
+    It is no default: on two cores of an AMD EPYC a step of DALL·E took as long as before, one of
+    the decoder 0.9 times as long.
     """
-    if not run.job.compile:
-        return loss
-    functions = [torch.compile(loss, dynamic=False), loss]
-    print(f"{name}: compiling the loss takes up to a minute", flush=True)
+    print(f"{name}: compiling takes up to a minute", flush=True)
+    fused = torch.compile(function, dynamic=False)
 
     def first(*inputs: Tensor) -> Any:
+        nonlocal fused
         try:
-            return functions[0](*inputs)
-        except Exception as error:  # no compiler, or one that this code or machine is too new for
-            if len(functions) == 1:
-                raise  # the loss itself fails
-            print(f"{name}: torch.compile failed ({type(error).__name__}), so the loss runs as it is", flush=True)
-            del functions[0]
-            return loss(*inputs)
+            return fused(*inputs)
+        except Exception as error:  # no compiler, or one too old or new for this code or machine
+            if fused is function:
+                raise  # the function itself fails
+            print(f"{name}: torch.compile failed ({type(error).__name__}), so it runs as it is", flush=True)
+            fused = function
+            return function(*inputs)
 
     return first

@@ -1,15 +1,11 @@
-"""Train on several devices or machines at once [DDP: Li et al. 2020, sec. 2.1].
+"""Train in several processes, on several devices or machines [DDP: Li et al. 2020].
 
-    torchrun --nproc-per-node 2 -- train.py ...     without the --, torchrun takes --run for one of its own flags
+    torchrun --nproc-per-node 2 -- train.py ...     without the --, torchrun takes --run for its own
 
-    draw the same batch, from the same seed     in every process
-    share: take a part of it                    process 0, of 2: the first half
-    loss and gradients                          of that part
-    average: the mean of all gradients          now those of the whole batch
-    step                                        in every process the same, on the same weights
-
-So any number of processes ends with the weights of one, but for rounding. The first, the leader, also prints, logs, evaluates and saves.
-Without torchrun there is one process, and each function here gives back what it was given.
+Every process draws the same batch from the same seed and takes its own part of it. Each holds the
+whole model; DistributedDataParallel averages their gradients, so all take the same step. The first
+process, the leader, also prints, logs, evaluates and saves. Without torchrun there is one process,
+and each function here gives back what it was given.
 """
 
 import os
@@ -25,7 +21,7 @@ from torch import Tensor, nn
 
 from ..run.errors import USER_ERRORS, InputError, ignore_output
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 LEADER = RANK == 0
 
 
@@ -39,7 +35,7 @@ def processes() -> Iterator[None]:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # from now on "cuda" is this one
-    dist.init_process_group(backend, timeout=timedelta(days=7))  # the leader may decode or score for hours
+    dist.init_process_group(backend, timeout=timedelta(days=7))  # the leader may decode for hours
     try:
         if not LEADER:
             ignore_output()
@@ -47,24 +43,20 @@ def processes() -> Iterator[None]:
         agree(None)  # nobody leaves before the leader, to whom the others are connected
     except USER_ERRORS:
         if not LEADER:
-            time.sleep(5)  # the leader most likely says the same; torchrun then ends this process before it speaks
+            time.sleep(5)  # the leader most likely says the same, but torchrun would end it first
+        raise
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError("another process of this training has ended; the last checkpoint is whole: "
+                             "--resume continues it") from error
         raise
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def connection() -> Iterator[None]:
-    """Make one line of what torch raises when another process is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise InputError("another process of this training has ended; the last checkpoint is whole: --resume continues it") from error
-
-
-@contextmanager
 def leader_first() -> Iterator[None]:
-    """Let the leader go through this block before the others, which then find the files that it wrote."""
+    """Let the leader go through this block before the others, which then find the files it wrote."""
     if WORLD > 1 and not LEADER:
         agree(None)
     yield
@@ -77,71 +69,54 @@ def agree(value: Any) -> Any:
     if WORLD == 1:
         return value
     values = [value]
-    with connection():
-        dist.broadcast_object_list(values, device=torch.device("cpu"))
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
     return values[0]
 
 
-def share(*batch: Tensor) -> tuple[Tensor, ...]:
-    """Take this process's part of each tensor (b ...) -> (b/processes ...). Raises InputError if they do not share evenly."""
+def replicate(model: nn.Module) -> nn.Module:
+    """Wrap a model so that each backward pass averages the gradients of all processes."""
+    # buffers need no broadcast: every codebook sees the rows of all
+    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def own_part(*batch: Tensor) -> tuple[Tensor, ...]:
+    """Take this process's part of each tensor (b ...) -> (b/processes ...).
+
+    Raises InputError for a batch that does not divide evenly.
+    """
     count = len(batch[0])
     if count % WORLD:
-        raise InputError(f"a batch of {count} cannot be shared among {WORLD} processes: choose a --batch-size that divides by {WORLD}")
+        raise InputError(f"a batch of {count} cannot be divided among {WORLD} processes: "
+                         f"choose a --batch-size that divides by {WORLD}")
     part = slice(RANK * count // WORLD, (RANK + 1) * count // WORLD)
     return tuple(tensor[part] for tensor in batch)
 
 
-class Gather(torch.autograd.Function):
-    """Join everyone's part of a batch, (b/processes ...) -> (b ...). Backwards: what all losses together say of the own part."""
-
-    @staticmethod
-    def forward(context: Any, part: Tensor) -> Tensor:
-        parts = [torch.empty_like(part) for _ in range(WORLD)]
-        with connection():
-            dist.all_gather(parts, part.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        with connection():
-            dist.all_reduce(gradient)
-        return share(gradient)[0]
+def own_noise() -> None:
+    """Give each process random numbers of its own from here to the end of the step."""
+    if RANK:
+        torch.manual_seed(torch.initial_seed() + RANK)
 
 
 def gather(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Join everyone's parts, with gradients: (b/processes ...) -> (b ...). A contrastive loss needs the whole batch."""
-    return parts if WORLD == 1 else tuple(Gather.apply(part) for part in parts)
+    """Join all processes' parts (b/processes ...) -> (b ...), with gradients.
+
+    A contrastive loss needs the whole batch. Every process computes all of it; backwards, a part
+    receives the sum of their gradients, of which DistributedDataParallel takes the mean.
+    """
+    if WORLD == 1:
+        return parts
+    return tuple(torch.cat(dist.nn.functional.all_gather(part)) for part in parts)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Join everyone's rows (n ...) -> (n·processes ...), without gradients: what a codebook has to see."""
+    """Join all processes' rows (n ...) -> (n·processes ...), without gradients, for a codebook."""
     return gather(rows.detach())[0]
-
-
-def average(model: nn.Module) -> None:
-    """Replace every .grad by its mean over the processes. They travel as one vector: a message costs more than its content."""
-    if WORLD == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients]) / WORLD
-    with connection():
-        dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(part.view_as(gradient))
 
 
 def mean(*values: Tensor) -> list[float]:
     """Average numbers () over the processes, for the log."""
     together = torch.stack([value.detach().float().cpu() for value in values])
     if WORLD > 1:
-        with connection():
-            dist.all_reduce(together)
+        dist.all_reduce(together)
     return (together / WORLD).tolist()
-
-
-def same_weights(model: nn.Module) -> None:
-    """Give every process the leader's weights and buffers: their machines may round differently."""
-    for tensor in model.state_dict().values() if WORLD > 1 else ():
-        with connection():
-            dist.broadcast(tensor, 0)

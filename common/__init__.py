@@ -1,1 +1,1 @@
-"""What train.py and sample.py share, and no model needs."""
+"""What stands around the packages, in four rooms: run <- drawing <- scoring, and run <- training."""

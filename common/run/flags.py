@@ -1,10 +1,10 @@
-"""Make command-line flags of dataclass fields, so that a field, its default and its help are written once.
+"""Make command-line flags of dataclass fields, so that a field, its default and help are written once.
 
     @dataclass
     class Recipe:
         batch_size: int = option(128, "pairs a step")     ->     --batch-size N     pairs a step (default: 128)
 
-Only what was typed ends up in the parsed namespace: what is absent may come from a checkpoint, or else from the default.
+Only what was typed ends up in the namespace: the rest may come from a checkpoint, or the default.
 """
 
 import argparse
@@ -23,9 +23,16 @@ from .errors import InputError
 ROOT = Path(__file__).parents[2]
 
 
-def option(default: Any, help: str, least: float | None = None, most: float | None = None, **more: Any) -> Any:
-    """Declare a field with its help and its range; `more` goes to argparse's add_argument, as `choices` does."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, **more})
+def option(default: Any, help: str, least: float | None = None, most: float | None = None,
+           **more: Any) -> Any:
+    """Declare a field with its help and range; `more` goes to add_argument, as `choices` does."""
+    return dataclasses.field(default=default,
+                             metadata={"help": help, "least": least, "most": most, **more})
+
+
+def positional(metavar: str, nargs: str | None = None) -> Any:
+    """Declare a field that is no flag but a word in its place."""
+    return option(None, "", metavar=metavar, nargs=nargs, positional=True)
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,12 @@ class Options:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, least, most = getattr(self, field.name), field.metadata.get("least"), field.metadata.get("most")
-            if value is not None and (least is not None and value < least or most is not None and value > most):
-                between = f"from {least} to {most}" if most is not None else f"{least} or more"
-                raise InputError(f"--{field.name.replace('_', '-')} {value}: choose {between}")
+            value, least, most = (getattr(self, field.name), field.metadata.get("least"),
+                                  field.metadata.get("most"))
+            if value is None or (least is None or value >= least) and (most is None or value <= most):
+                continue
+            between = f"from {least} to {most}" if most is not None else f"{least} or more"
+            raise InputError(f"--{field.name.replace('_', '-')} {value}: choose {between}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,32 +59,40 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "", without: tuple[str, ...] = (),
-               others: dict[str, Any] | None = None) -> None:
+def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "",
+               without: tuple[str, ...] = (), variants: dict[str, Any] = {}) -> None:
     """Give the parser a flag for each field of a dataclass, but for those in `without`.
 
-    With the prefix "clip." the flag of `batch_size` is --clip.batch-size. others: {case: instance} with the values that are
-    the defaults in other cases, which help names too.
+    prefix: with "clip." the flag of `batch_size` is --clip.batch-size
+    variants: {case: instance} with the defaults in other cases, which help names too
     """
     group, hints = parser.add_argument_group(f"{prefix}{cls.__name__}"), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in without:
             continue
-        more = {name: value for name, value in field.metadata.items() if name not in ("help", "least", "most")}
-        text = field.metadata.get("help", "").replace("%", "%%")
-        if field.default is not None and field.default is not False and field.default != ():
-            cases = [f"{case} {words(getattr(other, field.name))}" for case, other in (others or {}).items()
-                     if getattr(other, field.name) != field.default]
-            text += f" (default: {', '.join([words(field.default), *cases])})"
+        more = {key: value for key, value in field.metadata.items() if key not in ("help", "least", "most")}
         kind, many = value_type(hints[field.name])
+        if more.pop("positional", False):
+            group.add_argument(field.name, **more)
+            continue
         if kind is bool:
             more["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         else:
             letter = {int: "N", float: "X"}.get(kind, "NAME")
-            usual = {"type": kind} | ({"nargs": "*"} if many else {}) | ({} if "choices" in more else {"metavar": letter})
-            more = usual | more
+            usual = {"type": kind} | ({"nargs": "*"} if many else {})
+            more = usual | ({} if "choices" in more else {"metavar": letter}) | more
         flag = f"-{field.name}" if len(field.name) == 1 else f"--{prefix}{field.name.replace('_', '-')}"
-        group.add_argument(flag, dest=prefix + field.name, help=text, **more)
+        group.add_argument(flag, dest=prefix + field.name, help=help_of(field, variants), **more)
+
+
+def help_of(field: dataclasses.Field, variants: dict[str, Any]) -> str:
+    """Write a field's help with its default, and with other defaults by case."""
+    text = field.metadata.get("help", "").replace("%", "%%")
+    if field.default in (None, False, ()) and field.default != 0:
+        return text
+    cases = [f"{case} {words(getattr(other, field.name))}" for case, other in variants.items()
+             if getattr(other, field.name) != field.default]
+    return f"{text} (default: {', '.join([words(field.default), *cases])})"
 
 
 def value_type(hint: Any) -> tuple[type, bool]:
@@ -96,13 +113,13 @@ def words(value: Any) -> str:
 
 def typed_fields(args: argparse.Namespace, cls: type, prefix: str = "") -> dict[str, Any]:
     """Pick the fields of a dataclass that were typed -> {field: value}."""
-    names = [field.name for field in dataclasses.fields(cls) if hasattr(args, prefix + field.name)]
-    values = [getattr(args, prefix + name) for name in names]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in zip(names, values)}
+    typed = {field.name: getattr(args, prefix + field.name) for field in dataclasses.fields(cls)
+             if hasattr(args, prefix + field.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
 def command(script: str, *arguments: Any) -> str:
-    """Spell a command that works when pasted into a shell, from the folder we are in, by the Python that is running."""
+    """Spell a command that works when pasted into a shell, from the folder we are in."""
     def short(path: str | Path) -> str:
         return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
 

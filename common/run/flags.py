@@ -88,7 +88,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "",
 def help_of(field: dataclasses.Field, variants: dict[str, Any]) -> str:
     """Write a field's help with its default, and with other defaults by case."""
     text = field.metadata.get("help", "").replace("%", "%%")
-    if field.default in (None, False, ()) and field.default != 0:
+    if field.default is None or field.default is False or field.default == ():
         return text
     cases = [f"{case} {words(getattr(other, field.name))}" for case, other in variants.items()
              if getattr(other, field.name) != field.default]

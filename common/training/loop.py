@@ -96,9 +96,9 @@ class Training:
         self.first_step, self.first_seconds, self.started = self.step, self.seconds, time.monotonic()
         self.shown, self.next_due = self.started, self.started + SAVE_EVERY
         # with --steps alone all threads stay: repeated, such a training ends with the very same weights
-        adapt = self.budget.minutes and self.run.device == "cpu" and WORLD == 1
-        threads = choose_threads(lambda line: self.print_line(f"{self.name}: {line}", "\n"))
-        threads = threads if adapt else itertools.repeat(None)
+        threads = itertools.repeat(None)
+        if self.budget.minutes and self.run.device == "cpu" and WORLD == 1:
+            threads = choose_threads(lambda line: self.print_line(f"{self.name}: {line}", "\n"))
         with self.interruptible():
             while self.done < 1 and not self.stopped_by:
                 next(threads)

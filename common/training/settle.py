@@ -38,9 +38,10 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) \
                  if word in names and (before in switches or not before.startswith("-"))), None)
 
     several = " | ".join(names)
-    parser = Parser(prog=" ".join(filter(None, ("python train.py", name))), description=description,
+    parser = Parser(prog="python train.py", description=description,
+                    usage=f"python train.py [{several}] [options]",
                     epilog="To see the options of one model: python train.py clip --help")
-    parser.add_argument("model", nargs="?", choices=names, metavar=several,
+    parser.add_argument("model", nargs="?", choices=names, metavar=several, default=None,
                         help=f"what to train; when left out: {', '.join(JOBS[None])}")
     add_fields(parser, Job, without=("model", "flags"))
     if name in JOBS:

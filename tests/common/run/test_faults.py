@@ -1,4 +1,4 @@
-"""What goes wrong, and what must then hold: one line, a failing exit code, and nothing lost that was there before."""
+"""What goes wrong, and what must then hold: one line, a failing exit code, and nothing lost."""
 
 import errno
 import json
@@ -9,22 +9,21 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT, TINY, TINY_ALL, TINY_JOB, copy_needs, refused, samples, trains
 from PIL import Image
 
 import train
-from common.training import sources as captions
-from common.run import files
-from common.run import log
+from common.run import folder as folder_module
 from common.run import pictures
 from common.run.errors import InputError, one_line_errors
+from common.run.folder import Log, Run
+from common.run.job import Job
 from common.run.pictures import Output
+from common.training import sources
 from common.training.loop import Training
-from conftest import ROOT, TINY, TINY_ALL, TINY_JOB, copy_needs, refused, samples, trains
+
 
 CLIP = TINY["clip"].split()
-
-
-# ---- What becomes one line, and what keeps its traceback --------------------------------------------------------------
 
 
 def test_the_scripts_end_bad_input_with_one_line_and_exit_code_2(tmp_path):
@@ -64,13 +63,10 @@ def test_a_mistake_in_hacked_code_keeps_its_traceback(folder, tmp_path, monkeypa
         one_line_errors(lambda: trains("vqgan", "--data", folder, "--run", tmp_path, "--steps", 1, *TINY["vqgan"].split()))
 
 
-# ---- A command never overwrites or deletes what it did not write ------------------------------------------------------
-
-
 @pytest.mark.parametrize("words", [["reconstruct", "0002.png"], ["classify", "0002.png", "--labels", "a", "b"], ["search", "a", "."],
                                    ["dalle", "picture", "-n", "2"], ["guide", "picture", "--steps", "1", "--cutouts", "1"]])
 @pytest.mark.parametrize("foreign", ["sheet.png", "index.jsonl", "0000.png"])
-def test_a_file_of_the_users_in_the_way_is_refused_by_name_and_all_stay_as_they_were(trained, tmp_path, monkeypatch, words, foreign):
+def test_a_users_file_in_the_way_is_refused_and_stays(trained, tmp_path, monkeypatch, words, foreign):
     monkeypatch.chdir(tmp_path)
     for name in ("0002.png", "0007.png"):
         Image.new("RGB", (32, 32)).save(name)
@@ -85,7 +81,7 @@ def test_a_file_of_the_users_in_the_way_is_refused_by_name_and_all_stay_as_they_
     assert after == before
 
 
-def test_a_users_index_that_looks_like_ours_does_not_give_his_pictures_away(trained, folder, tmp_path):
+def test_a_users_index_like_ours_does_not_give_his_pictures_away(trained, folder, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "0000.png")
     (tmp_path / "index.jsonl").write_text(json.dumps({"file": "0000.png", "caption": "mine"}) + "\n")
     assert "0000.png" in refused("sample", "reconstruct", folder / "0.png", "--out", tmp_path, "--run", trained)
@@ -106,7 +102,7 @@ def test_a_picture_that_cannot_be_read_is_named_skipped_and_counted(trained, fol
         assert "broken.png" in errors and "missing.png" in errors and "skipped 2 of 3" in errors
 
 
-def test_a_training_names_a_picture_that_it_skips_once_not_once_for_each_split(folder, tmp_path, capsys):
+def test_a_training_names_a_skipped_picture_once(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "pictures")
     Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "stray.png")
     trains("vqgan", "--data", tmp_path / "pictures", "--run", tmp_path / "run", "--steps", 1, *TINY["vqgan"].split())
@@ -114,7 +110,7 @@ def test_a_training_names_a_picture_that_it_skips_once_not_once_for_each_split(f
     assert errors.count("stray.png") == 1 and errors.count("skipped 1, left ") == 1
 
 
-def test_a_shorter_run_replaces_a_longer_one_whole_and_leaves_others_files_alone(trained, folder, tmp_path):
+def test_a_shorter_run_replaces_a_longer_one_and_no_other_files(trained, folder, tmp_path):
     samples(trained, "dalle", "picture", "-n", 3, "--out", tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     Image.new("RGB", (8, 8)).save(tmp_path / "0005.png")
@@ -124,7 +120,7 @@ def test_a_shorter_run_replaces_a_longer_one_whole_and_leaves_others_files_alone
     assert {path.name for path in tmp_path.iterdir()} == {"0005.png", "notes.txt", "sheet.png", "index.jsonl"}
 
 
-@pytest.mark.parametrize("name", ["log.csv", "losses.png", "scores.json"])
+@pytest.mark.parametrize("name", ["log.csv", "scores.json"])
 def test_training_into_a_folder_of_somebody_elses_is_refused(folder, tmp_path, name):
     (tmp_path / name).write_text("date,amount\n1,2\n")
     assert name in refused("train", "clip", "--data", folder, "--run", tmp_path, "--steps", 1, *CLIP)
@@ -135,9 +131,6 @@ def test_scores_of_some_other_program_are_not_overwritten(tmp_path):
     trains("vqgan", "--run", tmp_path, "--steps", 1, "--overfit", *TINY["vqgan"].split())
     (tmp_path / "scores.json").write_text('{"chess": 3}')
     assert "scores.json" in refused("sample", "score", "--run", tmp_path, "--count", 16)
-
-
-# ---- A run that has failed does not end as if it had not --------------------------------------------------------------
 
 
 def poisoned(monkeypatch, step: int, what: str) -> None:
@@ -157,7 +150,7 @@ def poisoned(monkeypatch, step: int, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
 @pytest.mark.parametrize("model", TINY_ALL)
-def test_training_stops_at_what_is_not_finite_and_keeps_the_last_good_checkpoint(folder, trained, tmp_path, monkeypatch, what, model):
+def test_training_stops_at_what_is_not_finite_and_keeps_the_checkpoint(folder, trained, tmp_path, monkeypatch, what, model):
     copy_needs(model, trained, tmp_path)
     words = [model, "--data", folder, "--run", tmp_path]
     trains(*words, "--steps", 2, *TINY_ALL[model].split())
@@ -168,7 +161,7 @@ def test_training_stops_at_what_is_not_finite_and_keeps_the_last_good_checkpoint
     assert state["step"] == 2 and all(w.isfinite().all() for w in state["weights"].values() if w.is_floating_point())
 
 
-def test_weights_that_the_last_step_ruined_are_not_saved_although_every_loss_was_finite(folder, tmp_path, monkeypatch):
+def test_weights_that_the_last_step_ruined_are_not_saved(folder, tmp_path, monkeypatch):
     words = ["clip", "--data", folder, "--run", tmp_path, *CLIP]
     trains(*words, "--steps", 2)
     poisoned(monkeypatch, 8, "weight")
@@ -176,7 +169,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved_although_every_loss_was
     assert torch.load(tmp_path / "clip.pt", weights_only=True)["step"] == 2
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole_no_half_file_and_says_so(folder, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_checkpoint_whole_and_says_so(folder, tmp_path, monkeypatch):
     trains("clip", "--data", folder, "--run", tmp_path, "--steps", 2, *CLIP)
     before = (tmp_path / "clip.pt").read_bytes()
 
@@ -191,7 +184,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_no_half_file_and_says_so(fo
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files as Unix does")
-def test_a_checkpoint_that_cannot_be_written_whole_is_reported_as_torch_itself_meets_it(folder, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_whole_is_reported(folder, tmp_path):
     code = ("import resource, signal, sys, train; from common.run.errors import one_line_errors; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
             "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); one_line_errors(lambda: train.main(sys.argv[1:]))")
     words = ["clip", "--data", folder, "--run", tmp_path, "--steps", 1, "--device", "cpu", "--precision", "fp32", *CLIP]
@@ -219,18 +212,18 @@ def test_a_cut_or_empty_log_is_mended_and_goes_on(folder, tmp_path, damage):
     path.write_text(damage(path.read_text()))
     trains("--run", tmp_path, "--resume", "--steps", 12)
     assert path.read_text().startswith("model,step,seconds,loss,parts\n")
-    assert [row["step"] for row in log.read(path) if row["loss"]][-1] == "10"
+    assert [row["step"] for row in Log(path).rows() if row["loss"]][-1] == "10"
 
 
 def test_a_line_of_the_log_that_a_crash_cut_anywhere_is_passed_over(tmp_path):
     path = tmp_path / "log.csv"
     for step in (0, 10):
-        log.append(path, "vqgan", step, 1.5, 0.25, {"reconstruction": 0.2, "codebook": 0.05})
+        Log(path).append("vqgan", step, 1.5, 0.25, {"reconstruction": 0.2, "codebook": 0.05})
     whole = path.read_bytes()
     first = whole.index(b"vqgan,10")
     for cut in range(first, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        assert [row["step"] for row in log.read(path)] == ["0"], whole[first:cut]
+        assert [row["step"] for row in Log(path).rows()] == ["0"], whole[first:cut]
 
 
 @pytest.mark.parametrize("error, locked", [(BlockingIOError, False), (OSError, True)])
@@ -240,7 +233,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
     with open(tmp_path / "lock", "w") as file:
-        assert files.lock(file) is locked
+        assert folder_module.lock(file) is locked
 
 
 def test_a_closed_pipe_stops_training_saves_and_fails(folder, tmp_path):
@@ -285,11 +278,8 @@ def test_two_processes_do_not_train_in_one_folder(folder, tmp_path):
     trains("clip", "--data", folder, "--run", tmp_path, "--steps", 1, *CLIP)  # a killed process leaves no lock behind
 
 
-# ---- What fails late, or works in silence -----------------------------------------------------------------------------
-
-
-def test_what_can_be_checked_is_checked_before_the_first_step_of_the_first_model(folder, tmp_path):
-    assert "order" in refused("train", "--data", folder, "--run", tmp_path, "--dalle.order", "sideways", *TINY_JOB.split())
+def test_settings_of_all_models_are_checked_before_the_first_step(folder, tmp_path):
+    assert "attention" in refused("train", "--data", folder, "--run", tmp_path, "--dalle.attention", "sideways", *TINY_JOB.split())
     assert "--scenes" in refused("train", "--data", folder, "--run", tmp_path, "--dalle.scenes", 100, *TINY_JOB.split())
     assert "discriminator" in refused("train", "vqgan", "--data", folder, "--run", tmp_path, "--discriminator", "--discriminator-layers", 5)
     assert not list(tmp_path.glob("*.pt"))
@@ -298,14 +288,17 @@ def test_what_can_be_checked_is_checked_before_the_first_step_of_the_first_model
 def test_long_silent_work_shows_its_progress(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pictures.sys.stdout, "isatty", lambda: True)
     shutil.copytree(folder, tmp_path / "pictures")
-    images = captions.load_images(train.Run(train.jobs.Job(data=str(tmp_path / "pictures"), run=str(tmp_path))), 32, None)
+    run = Run(Job(data=str(tmp_path / "pictures"), run=str(tmp_path)))
+    images = sources.open_split(run, 32, None)
     assert "reading pictures: 10 of 24" in capsys.readouterr().out
-    model = train.VQGAN(train.VQGANConfig(channels=8, z_channels=8)).eval()
-    train.encode_all(model, images, "cpu")
+    source = object.__new__(sources.CaptionedCodes)
+    source.vqgan = train.VQGAN(train.VQGANConfig(channels=8, z_channels=8)).eval()
+    source.run, source.train, source.shift = run, images, 0
+    source.encode_pictures()
     assert "encoding pictures" in capsys.readouterr().out
 
 
-def test_progress_is_printed_every_half_minute_where_there_is_no_terminal(monkeypatch, capsys):
+def test_progress_is_printed_every_half_minute_without_a_terminal(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(pictures.time, "monotonic", lambda: now[0])
     progress = pictures.Progress("counting")
@@ -317,17 +310,17 @@ def test_progress_is_printed_every_half_minute_where_there_is_no_terminal(monkey
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x"
-    files.write_whole(path, lambda file: file.write(b"old"))
+    folder_module.write_whole(path, lambda file: file.write(b"old"))
 
     def broken(file):
         file.write(b"new")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        files.write_whole(path, broken)
+        folder_module.write_whole(path, broken)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match="nothing was saved"):
-        files.write_whole(tmp_path / "no" / "x", lambda file: None)
+        folder_module.write_whole(tmp_path / "no" / "x", lambda file: None)
 
 
 def test_an_output_folder_that_cannot_be_made_is_one_line(trained, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs that stop and go on: killed, interrupted, asked for more, on other machines. Every printed remedy is executed."""
+"""Runs that stop and go on: killed, interrupted, asked for more. Every printed remedy is executed."""
 
 import csv
 import re
@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import (
+    ROOT, TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP, TINY_UNCLIP_JOB, copy_needs, dotted, refused, samples, trains)
 from PIL import Image
 
 import data
 import sample
 import train
-from common.run import log
-from common.training import device as precision
+from common.run.folder import Log
+from common.training import device
 from common.training.loop import Training
-from conftest import ROOT, TINY, TINY_ALL, TINY_JOB, TINY_UNCLIP, TINY_UNCLIP_JOB, copy_needs, dotted, refused, samples, trains
+from common.training.settle import TIME
 
 
 def weights(run: Path, model: str) -> dict:
@@ -64,7 +66,7 @@ def interrupt_at(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("model", TINY_ALL)
-def test_a_resumed_training_ends_with_the_very_weights_of_one_never_stopped(model, folder, trained, tmp_path, monkeypatch):
+def test_a_resumed_training_ends_with_the_weights_of_one_never_stopped(model, folder, trained, tmp_path, monkeypatch):
     for place in ("whole", "parts"):
         copy_needs(model, trained, tmp_path / place)
     words = [model, "--data", folder, "--steps", 6, *TINY_ALL[model].split()]
@@ -79,7 +81,7 @@ def test_a_resumed_training_ends_with_the_very_weights_of_one_never_stopped(mode
 
 
 @pytest.mark.parametrize("again", [["--resume"], []])
-def test_a_training_killed_before_its_first_checkpoint_starts_anew_and_logs_each_step_once(folder, tmp_path, again, monkeypatch):
+def test_a_training_killed_before_its_first_checkpoint_starts_anew(folder, tmp_path, again, monkeypatch):
     words = ["clip", "--data", folder, "--steps", 21, "--run", tmp_path, *TINY["clip"].split()]
     kill_at(monkeypatch, 15, saving=False)
     with pytest.raises(RuntimeError, match="killed"):
@@ -90,10 +92,10 @@ def test_a_training_killed_before_its_first_checkpoint_starts_anew_and_logs_each
         assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["0", "10", "20"]
 
 
-def test_a_training_killed_outright_goes_on_to_the_very_weights_of_one_never_killed(folder, tmp_path):
+def test_a_killed_process_resumes_to_the_weights_of_one_never_killed(folder, tmp_path):
     words = ["vqgan", "--data", folder, "--steps", 30, *TINY["vqgan"].split()]
     trains(*words, "--run", tmp_path / "whole")
-    often = "import sys, train; from common.training import loop; loop.SAVE_EVERY, loop.HELD_OUT_SHARE = 0, 1e9; train.main(sys.argv[1:])"
+    often = "import sys, train; from common.training import loop; loop.SAVE_EVERY, loop.HELD_OUT_FRACTION = 0, 1e9; train.main(sys.argv[1:])"
     flags = ["--device", "cpu", "--precision", "fp32", "--run", tmp_path / "parts"]
     killed = subprocess.Popen([sys.executable, "-c", often, *map(str, [*words, *flags])], cwd=ROOT, stdout=subprocess.DEVNULL)
     while not (tmp_path / "parts" / "vqgan.pt").exists() and killed.poll() is None:
@@ -126,7 +128,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_continues_whatever_the_folder_
     assert state["step"] == step + 2 and state["job"]["seed"] == 3 and state["job"]["data"] == str(folder)
 
 
-def test_a_stop_that_comes_between_two_steps_waits_until_all_processes_have_agreed_on_it(folder, tmp_path, monkeypatch):
+def test_a_stop_between_two_steps_waits_until_all_processes_agree(folder, tmp_path, monkeypatch):
     log_step = Training.log
 
     def log_and_ask(self, *args, **parts):
@@ -140,7 +142,7 @@ def test_a_stop_that_comes_between_two_steps_waits_until_all_processes_have_agre
     assert torch.load(tmp_path / "vqgan.pt", weights_only=True)["step"] == 4
 
 
-def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not_yet_begun(folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_job_resumes_with_the_settings_of_models_not_begun(folder, tmp_path, monkeypatch, capsys):
     words = ["--data", folder, "--steps", 4, "--seed", 2, *TINY_JOB.split()]
     trains(*words, "--run", tmp_path / "whole")
     interrupt_at(monkeypatch, 3)  # of CLIP
@@ -148,7 +150,7 @@ def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not
         trains(*words, "--run", tmp_path / "parts")
     monkeypatch.undo()
     assert not (tmp_path / "parts" / "vqgan.pt").exists()
-    monkeypatch.setattr(precision, "bf16_speedup", lambda model, loss: 9.0)  # fp32 was asked for, whatever is faster
+    monkeypatch.setattr(device, "bf16_speedup", lambda model, probe: 9.0)  # fp32 was asked for, whatever is faster
     train.main(["--run", str(tmp_path / "parts"), "--resume"])
     for model in TINY:
         assert_same_weights(tmp_path / "whole", tmp_path / "parts", model)
@@ -156,7 +158,7 @@ def test_an_interrupted_job_of_all_models_resumes_with_the_settings_of_those_not
     assert "sample.py score --run" in capsys.readouterr().out.splitlines()[-2]  # what a folder of pictures does not get by itself
 
 
-def test_one_model_of_an_interrupted_job_keeps_its_share_of_the_minutes(folder, tmp_path, monkeypatch):
+def test_one_model_of_an_interrupted_job_keeps_its_minutes(folder, tmp_path, monkeypatch):
     interrupt_at(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         trains("--data", folder, "--run", tmp_path, "--minutes", 10, *TINY_JOB.split())
@@ -164,10 +166,10 @@ def test_one_model_of_an_interrupted_job_keeps_its_share_of_the_minutes(folder, 
     monkeypatch.setattr(Training, "steps", lambda self: ends.append((self.name, self.budget.minutes)) or iter(()))
     for model in ("clip", "vqgan"):  # begun, and not yet begun
         train.main([model, "--run", str(tmp_path), "--resume"])
-    assert ends == [("clip", pytest.approx(10 * train.CLIPRecipe.share)), ("vqgan", pytest.approx(10 * train.VQGANRecipe.share))]
+    assert ends == [("clip", pytest.approx(10 * TIME["clip"])), ("vqgan", pytest.approx(10 * TIME["vqgan"]))]
 
 
-def test_an_interrupted_job_of_dalle_2_resumes_with_the_settings_of_the_decoder_not_yet_begun(folder, trained, tmp_path, monkeypatch):
+def test_an_interrupted_job_of_dalle_2_resumes_with_the_decoders_settings(folder, trained, tmp_path, monkeypatch):
     words = ["unclip", "--data", folder, "--steps", 4, "--seed", 2, *TINY_UNCLIP_JOB.split()]
     for place in ("whole", "parts"):
         copy_needs("prior", trained, tmp_path / place)
@@ -212,13 +214,13 @@ def test_a_setting_that_contradicts_the_checkpoint_is_refused_by_name(trained, f
     assert (trained / "clip.pt").read_bytes() == before
 
 
-def test_a_resumed_run_keeps_the_held_out_figures_of_its_first_end(folder, tmp_path):
+def test_a_resumed_run_keeps_earlier_held_out_figures(folder, tmp_path):
     for steps in (2, 4):
         trains("clip", "--data", folder, "--run", tmp_path, "--resume", "--steps", steps, *TINY["clip"].split())
-    assert [row["step"] for row in log.read(tmp_path / "log.csv") if not row["loss"]] == ["2", "4"]
+    assert [row["step"] for row in Log(tmp_path / "log.csv").rows() if not row["loss"]] == ["2", "4"]
 
 
-def test_a_checkpoint_of_another_model_under_the_name_of_this_one_is_refused(trained, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
     (tmp_path / "clip.pt").write_bytes((trained / "vqgan.pt").read_bytes())
     assert "no checkpoint of clip" in refused("train", "--run", tmp_path, "--resume")
 
@@ -228,7 +230,7 @@ def test_a_finished_training_says_so(trained, capsys):
     assert "finished after 4 steps" in capsys.readouterr().out
 
 
-def test_minutes_typed_on_resuming_take_the_place_of_the_steps_of_before(folder, tmp_path, monkeypatch):
+def test_minutes_typed_on_resuming_replace_the_steps_of_before(folder, tmp_path, monkeypatch):
     trains("clip", "--data", folder, "--run", tmp_path, "--steps", 2, *TINY["clip"].split())
     ends = []
     monkeypatch.setattr(Training, "steps", lambda self: ends.append((self.budget.minutes, self.budget.steps)) or iter(()))
@@ -268,7 +270,7 @@ def test_a_checkpoint_from_a_gpu_resumes_on_a_cpu(folder, tmp_path, monkeypatch)
     assert torch.load(tmp_path / "clip.pt", weights_only=True, map_location="cpu")["step"] == 3
 
 
-def test_a_run_without_checkpoints_says_that_there_is_nothing_to_resume(folder, tmp_path, capsys):
+def test_a_run_without_checkpoints_says_there_is_nothing_to_resume(folder, tmp_path, capsys):
     trains("clip", "--data", folder, "--run", tmp_path, "--resume", "--steps", 1, *TINY["clip"].split())
     assert "nothing to resume" in capsys.readouterr().out
 
@@ -279,7 +281,7 @@ def test_nothing_is_overwritten_without_resume(trained, folder):
     assert (trained / "clip.pt").read_bytes() == before
 
 
-def test_a_run_of_the_first_layout_can_be_used_and_trained_beside_but_not_resumed(folder, trained, tmp_path):
+def test_a_run_of_an_earlier_version_can_be_used_but_not_resumed(folder, trained, tmp_path):
     for model in TINY:
         state = torch.load(trained / f"{model}.pt", weights_only=True)
         kept = ("kind", "config", "weights", "recipe", "step", "seconds", "training", *(("tokenizer", "vqgan") if model == "dalle" else ()))
@@ -294,11 +296,8 @@ def test_a_run_of_the_first_layout_can_be_used_and_trained_beside_but_not_resume
     assert "--data" in refused("train", "clip", "--run", tmp_path, "--data", "shapes")
 
 
-# ---- What depends on something that changed since ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("model, user", [("vqgan", "dalle"), ("clip", "prior"), ("clip", "decoder")])
-def test_a_model_does_not_train_on_under_one_that_learned_from_its_output_and_the_remedy_works(folder, trained, tmp_path, model, user):
+def test_a_model_that_others_learned_from_does_not_train_on(folder, trained, tmp_path, model, user):
     for name in (f"{model}.pt", f"{user}.pt", "tokenizer.json", "vqgan.pt", "clip.pt", "log.csv"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     line = refused("train", model, "--run", tmp_path, "--resume", "--steps", 9)
@@ -331,7 +330,7 @@ def test_a_tokenizer_of_other_captions_is_not_taken_over_in_silence(folder, trai
     assert "other captions" in refused("train", "clip", "--data", folder, "--run", tmp_path)
 
 
-def test_a_caption_added_since_that_is_too_long_is_refused_by_its_file_and_cut_when_told_so(tmp_path):
+def test_a_caption_that_is_too_long_is_refused_by_file_or_cut(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(4):

@@ -86,7 +86,7 @@ def test_other_models_of_the_run_are_not_blamed():
 
 def test_train_names_what_it_notices_once_and_where_to_read_on(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("common.training.loop.SAVE_EVERY", 0)
-    monkeypatch.setattr("common.training.loop.HELD_OUT_SHARE", math.inf)
+    monkeypatch.setattr("common.training.loop.HELD_OUT_FRACTION", math.inf)
     monkeypatch.setattr("common.training.symptoms.EARLY_STEPS", 4)
     words = ["--data", folder, "--run", tmp_path, "--steps", 8, "--learning-rate", 0, *TINY["clip"].split()]
     trains("clip", *words)

@@ -72,7 +72,7 @@ class Shared(Options):
         return Output(self.out or Path(self.run) / "samples" / command, command, count)
 
 
-# ---- CLIP -------------------------------------------------------------------------------------------
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def show_closest(models: Models, options: Any, folder: str, query: Tensor) -> No
     out.write([data.read_image(entry["file"], 128) for entry in entries], entries, labels=labels)
 
 
-# ---- VQGAN ------------------------------------------------------------------------------------------
+# ---- VQGAN --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def guide(models: Models, options: GuideOptions, guiding: Guiding) -> None:
                     options.seed, init)
 
 
-# ---- DALL·E -----------------------------------------------------------------------------------------
+# ---- DALL·E -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def dalle(models: Models, options: DalleOptions, drawing: Drawing) -> None:
     out.write(pictures, entries, columns=n if n > 1 else 8)
 
 
-# ---- DALL·E 2 ---------------------------------------------------------------------------------------
+# ---- DALL·E 2 -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def edit(models: Models, options: EditOptions, sampling: DecoderSampling) -> Non
     write_strip(out, names, images, drawn, entries)
 
 
-# ---- Inside, and scores -----------------------------------------------------------------------------
+# ---- Inside, and scores -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ def score(models: Models, options: ScoreOptions, drawing: Drawing) -> None:
     export.write(models.run)
 
 
-# ---- The command line -------------------------------------------------------------------------------
+# ---- The command line ---------------------------------------------------------------------------
 
 
 class Command(NamedTuple):

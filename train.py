@@ -58,7 +58,7 @@ class Recipe(Options):
 
 SHIFT = "pixels by which training pictures move at random (default: a 16th of their side if fewer than 10,000, else 0)"
 
-# ---- CLIP -------------------------------------------------------------------------------------------
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
             training.log_held_out(**figures)
 
 
-# ---- VQGAN ------------------------------------------------------------------------------------------
+# ---- VQGAN --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
             training.log_held_out(**held_out.vqgan_figures(model, source.held_out))
 
 
-# ---- DALL·E -----------------------------------------------------------------------------------------
+# ---- DALL·E -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
                 model, source.vqgan, source.encode, source.held_out, run.job.seed))
 
 
-# ---- DALL·E 2 ---------------------------------------------------------------------------------------
+# ---- DALL·E 2 -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
                 model, source.clip, source.held_out, run.job.seed))
 
 
-# ---- The job ----------------------------------------------------------------------------------------
+# ---- The job ------------------------------------------------------------------------------------
 
 
 class Trained(NamedTuple):

@@ -14,11 +14,11 @@ import mindalle
 import published as published_layouts
 import sample
 import seeded
-from common.scoring import shapes as scores
-from common.drawing.dalle import Drawing, at_once, drawing, generate_images, keep_best, preference
-from common.drawing.guide import Guiding, guide_and_write, guide_pictures, guiding
+from common.drawing.dalle import Drawing, at_once, default_drawing, generate_images, keep_best, preference
+from common.drawing.guide import Guiding, default_guiding, guide_and_write, guide_pictures
 from common.run.models import Models
 from common.run.pictures import Output, read_images
+from common.scoring import shapes
 from conftest import TINY, TINY_ALL, refused, samples, trains
 from minclip import Tokenizer
 from minvqgan import Prompt
@@ -59,7 +59,7 @@ def test_drawing_gives_the_codes_of_the_pictures_as_well(trained):
 
 
 @torch.no_grad()
-def test_the_best_drawings_have_the_highest_cosine_and_share_of_codes_that_vqgan_chooses_again(trained, monkeypatch):
+def test_the_best_drawings_have_the_highest_cosine_plus_codes_chosen_again(trained, monkeypatch):
     models, caption = Models(trained, "cpu"), "picture number 1"
     images, codes = generate_images(models, [caption] * 3, Drawing(top_k=0), 0)
     cosine = models.similarity(caption)(images)
@@ -84,7 +84,7 @@ def test_guide_leaves_the_picture_a_filmstrip_and_a_gif(trained, tmp_path):
     assert {"0000.png", "filmstrip.png", "guide.gif"} <= {p.name for p in tmp_path.iterdir()}
 
 
-def test_unclip_draws_the_same_pictures_from_the_same_seed_and_shows_the_way_there(trained, tmp_path):
+def test_unclip_draws_the_same_pictures_from_the_same_seed(trained, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         samples(trained, "unclip", "picture number 1", "", "-n", 2, "--steps", 3, "--seed", seed, "--out", tmp_path / name)
     a, b, c = (b"".join((tmp_path / name / f"000{i}.png").read_bytes() for i in range(4)) for name in "abc")
@@ -101,7 +101,7 @@ def test_unclip_reranks_and_ranks_the_pictures_of_a_folder(trained, folder, tmp_
     assert "one caption" in refused("sample", "unclip", "a", "b", "--rank", folder, "--run", trained)
 
 
-def test_vary_interpolate_and_edit_leave_numbered_pictures_and_a_sheet_with_the_originals(trained, folder, tmp_path):
+def test_vary_interpolate_and_edit_leave_pictures_between_the_originals(trained, folder, tmp_path):
     for words in (["vary", folder / "1.png"], ["interpolate", folder / "1.png", folder / "2.png"],
                   ["edit", folder / "1.png", "picture number 1", "picture number 2"]):
         out = tmp_path / words[0]
@@ -121,7 +121,7 @@ def test_vary_gives_the_picture_back_at_eta_0_and_others_at_eta_1(trained, folde
     assert one[0] == one[1] and other[0] != other[1]
 
 
-def test_a_picture_that_cannot_be_read_is_refused_where_every_picture_is_needed(trained, folder, tmp_path):
+def test_an_unreadable_picture_is_refused_where_every_picture_is_needed(trained, folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = ["--run", trained, "--out", tmp_path / "out"]
     assert "broken.png" in refused("sample", "vary", tmp_path / "broken.png", *words)
@@ -131,10 +131,10 @@ def test_a_picture_that_cannot_be_read_is_refused_where_every_picture_is_needed(
 def test_a_prior_and_a_decoder_refuse_another_clip(trained, folder, tmp_path):
     trains("clip", "--data", folder, "--run", tmp_path, "--steps", 1, "--seed", 5, *TINY["clip"].split())
     for words in (["unclip", "picture"], ["vary", folder / "1.png"]):
-        assert "another CLIP" in refused("sample", *words, "--clip", tmp_path / "clip.pt", "--run", trained)
+        assert "another clip" in refused("sample", *words, "--clip", tmp_path / "clip.pt", "--run", trained)
 
 
-def test_karlos_prior_ranks_pictures_under_its_own_clip_and_says_that_it_cannot_draw(published, trained, folder, tmp_path):
+def test_karlos_prior_ranks_pictures_and_says_that_it_cannot_draw(published, trained, folder, tmp_path):
     shapes = published_layouts.unclip.published_shapes(text_length=16, embed_dim=32, width=64, layers=1)
     shapes["model.text_enc_proj.weight"] = (64, 64)  # this CLIP's tokens are wider than its embeddings
     karlo = tmp_path / "karlo"
@@ -157,12 +157,12 @@ def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
     printed = capsys.readouterr().out
     figures = json.loads((place / "scores.json").read_text())
     for figure in ("judge unseen", "zero-shot novel", "recall@1", "psnr", "usage", "perplexity", "kept", "match unseen reranked",
-                   "unclip unseen", "unclip novel reranked", "unclip from the true z_i", "unclip from z_t", "unclip from another's z_i",
-                   "variations kept", "variations spread", "inversion 32 steps", "edits eta 1", "interpolation", "unclip 64 pictures"):
+                   "unclip unseen", "unclip novel reranked", "unclip from the true z_i", "unclip from z_t",
+                   "variations kept", "variations spread", "inversion", "edits", "interpolation"):
         assert figure in printed and any(name.startswith(figure) for name in figures)
 
 
-def test_a_search_survives_a_thread_of_a_picture_a_broken_one_and_a_bomb_under_a_published_clip(published, folder, tmp_path, capsys):
+def test_a_search_survives_a_thread_a_broken_picture_and_a_bomb(published, folder, tmp_path, capsys):
     place = tmp_path / "pictures"
     place.mkdir()
     for name in ("1.png", "2.png"):
@@ -175,20 +175,20 @@ def test_a_search_survives_a_thread_of_a_picture_a_broken_one_and_a_bomb_under_a
     assert "thread.png" in printed.out and "1.png" in printed.out and "skipped 2 of 5" in printed.err
 
 
-def test_many_captions_are_drawn_as_they_are_together_whatever_fits_in_memory_at_once(trained, monkeypatch):
+def test_drawings_do_not_depend_on_how_many_are_drawn_at_once(trained, monkeypatch):
     models = Models(trained, "cpu")
     asked = [f"picture number {i}" for i in range(5)]
-    parts, whole = [], sample.mindalle.generate_steps
-    monkeypatch.setattr(sample.mindalle, "generate_steps", lambda model, text, **how: parts.append(len(text)) or whole(model, text, **how))
+    parts, whole = [], mindalle.generate_steps
+    monkeypatch.setattr(mindalle, "generate_steps", lambda model, text, **options: parts.append(len(text)) or whole(model, text, **options))
     assert len(generate_images(models, asked, Drawing(temperature=0), 0)[0]) == 5 and parts == [5]
     together = generate_images(models, asked, Drawing(temperature=0), 0)[1]
     monkeypatch.setattr(sys.modules["common.drawing.dalle"], "at_once", lambda config: 2)
     assert generate_images(models, asked, Drawing(temperature=0), 0)[1].equal(together) and parts[2:] == [2, 2, 1]
-    large = sample.mindalle.DALLEConfig.mindalle_1_3b()
-    assert at_once(sample.mindalle.DALLEConfig()) == 256 and 1 <= at_once(large) <= 8
+    large = mindalle.DALLEConfig.mindalle_1_3b()
+    assert at_once(mindalle.DALLEConfig()) == 256 and 1 <= at_once(large) <= 8
 
 
-def test_score_of_a_folder_looks_at_its_held_out_pictures_and_shows_what_is_closest_to_a_drawing(trained, capsys):
+def test_score_of_a_folder_looks_at_its_held_out_pictures(trained, capsys):
     samples(trained, "score", "--draws", 2)
     figures, printed = json.loads((trained / "scores.json").read_text()), capsys.readouterr().out
     assert {"recall@5 image to text", "zero-shot", "psnr", "usage", "nats a code", "nats told by caption"} <= figures.keys()
@@ -204,9 +204,9 @@ def test_score_refuses_published_weights_and_models_of_several_data_sets(trained
     assert "vqgan.pt was trained on shapes" in refused("sample", "score", "--run", tmp_path / "run")
 
 
-def test_score_scores_what_there_is_and_writes_each_figure_as_it_comes(tmp_path, monkeypatch, capsys):
+def test_score_writes_each_figure_as_it_comes(tmp_path, monkeypatch, capsys):
     trains("vqgan", "--run", tmp_path, "--steps", 1, "--overfit", *TINY["vqgan"].split())
-    monkeypatch.setattr(scores.minvqgan, "perplexity", lambda counts: 1 / 0)  # a crash half way
+    monkeypatch.setattr(shapes.minvqgan, "perplexity", lambda counts: 1 / 0)  # a crash half way
     with pytest.raises(ZeroDivisionError):
         samples(tmp_path, "score", "--count", 16)
     assert {"psnr", "usage"} <= json.loads((tmp_path / "scores.json").read_text()).keys()
@@ -249,7 +249,7 @@ def test_every_command_takes_published_weights(published, folder, tmp_path):
     assert Image.open(tmp_path / "dalle" / "0001.png").size == (16, 16)
 
 
-def test_published_weights_see_pictures_as_they_were_trained_to_and_our_own_as_train_does(published, trained, tmp_path):
+def test_published_weights_see_pictures_as_they_were_trained_to(published, trained, tmp_path):
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))  # red where nothing shows
     clear.save(tmp_path / "clear.png")
     theirs = Models(tmp_path, "cpu", clip=published / "clip").read_images([tmp_path / "clear.png"])[1]
@@ -257,21 +257,29 @@ def test_published_weights_see_pictures_as_they_were_trained_to_and_our_own_as_t
     assert theirs[0, :, 0, 0].tolist() == [1, -1, -1] and ours[0, :, 0, 0].tolist() == [1, 1, 1]
 
 
-def test_drawing_defaults_follow_the_model_and_its_pictures_and_what_is_typed_always_wins(published, trained, monkeypatch):
+def test_drawing_defaults_follow_the_model_and_its_pictures(published, trained, monkeypatch):
     theirs, ours = Models(trained, "cpu", dalle=published / "1.3B"), Models(trained, "cpu")
-    assert drawing(theirs, temperature=0.3) == Drawing(temperature=0.3, top_k=256, top_p=1.0, guidance=1.0)
-    assert drawing(ours, temperature=0.3) == Drawing(temperature=0.3, top_k=8, top_p=1.0, guidance=1.5)
+    assert default_drawing(theirs) == Drawing(temperature=1.0, top_k=256, top_p=1.0, guidance=1.0)
+    assert default_drawing(ours) == Drawing(temperature=1.0, top_k=8, top_p=1.0, guidance=1.5)
     monkeypatch.setattr(ours, "checkpoint", lambda name: {"job": {"data": "shapes"}})
-    assert drawing(ours) == Drawing(temperature=1.0, top_k=2, top_p=1.0, guidance=1.5)
+    assert default_drawing(ours) == Drawing(temperature=1.0, top_k=2, top_p=1.0, guidance=1.5)
 
 
-def test_guide_moves_octaves_of_two_noisy_tries_under_our_own_clip_and_one_as_published_under_another(published, trained):
+def test_what_is_typed_wins_over_the_models_defaults(trained, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sample, "COMMANDS", sample.COMMANDS | {"dalle": sample.COMMANDS["dalle"]._replace(
+        run=lambda models, options, drawing: drawn.append(drawing))})
+    samples(trained, "dalle", "a", "--temperature", 0.3)
+    assert drawn == [Drawing(temperature=0.3, top_k=8)]
+
+
+def test_guiding_defaults_follow_the_clip(published, trained):
     theirs, ours = Models(trained, "cpu", clip=published / "clip"), Models(trained, "cpu")
-    assert guiding(ours, steps=7) == Guiding(steps=7, cutouts=8, smallest=0.7, tries=2, start="codes", octaves=4, latent_noise=0.5, jitter=0.1)
-    assert guiding(theirs, steps=7) == Guiding(steps=7, cutouts=32, smallest=0.5, tries=1, start="codes", octaves=1, latent_noise=0.0, jitter=0.1)
+    assert default_guiding(ours) == Guiding()
+    assert default_guiding(theirs) == Guiding(steps=500, cutouts=32, smallest=0.5, tries=1, octaves=1, latent_noise=0.0)
 
 
-def test_of_several_tries_guide_keeps_the_one_that_ends_with_the_highest_cosine(trained, monkeypatch, tmp_path, capsys):
+def test_guide_keeps_the_try_that_ends_with_the_highest_cosine(trained, monkeypatch, tmp_path, capsys):
     gray, white = Image.new("RGB", (8, 8), "gray"), Image.new("RGB", (8, 8), "white")
     monkeypatch.setattr("common.drawing.guide.guide_pictures", lambda *_: [(0, [gray, white], [0.7, 0.1]), (1, [gray, white], [0.2, 0.6])])
     guide_and_write(Models(trained, "cpu"), Output(tmp_path, "guide", 1), "x", [], torch.zeros(1, 4), Guiding(tries=2), 0)
@@ -280,19 +288,19 @@ def test_of_several_tries_guide_keeps_the_one_that_ends_with_the_highest_cosine(
 
 
 def test_every_try_starts_from_the_picture_that_guide_is_given(trained, folder):
-    models, how = Models(trained, "cpu"), Guiding(steps=1, cutouts=2, tries=3, lr=1e-6)
+    models, guiding = Models(trained, "cpu"), Guiding(steps=1, cutouts=2, tries=3, lr=1e-6)
     init = read_images([str(folder / "1.png")], models.get("vqgan").config.image_size)[1]
-    (_, pictures, cosines), = guide_pictures(models, [Prompt("x")], models.embed_text(["x"]), how, 0, init)
+    (_, pictures, cosines), = guide_pictures(models, [Prompt("x")], models.embed_text(["x"]), guiding, 0, init)
     assert len(pictures) == len(cosines) == 3 and pictures[0].tobytes() == pictures[1].tobytes() == pictures[2].tobytes()
 
 
-def test_a_tokenizer_that_is_named_takes_the_place_of_the_runs_own(trained, folder, tmp_path):
+def test_a_named_tokenizer_takes_the_place_of_the_runs_own(trained, folder, tmp_path):
     Tokenizer([]).save(tmp_path / "other.json")
     words = ["classify", folder / "1.png", "--labels", "one", "--run", trained, "--tokenizer", tmp_path / "other.json"]
     assert "the tokenizer 514" in refused("sample", *words)
 
 
-def test_a_clip_refuses_a_tokenizer_of_the_same_size_that_it_was_not_trained_with(trained, folder, tmp_path):
+def test_a_clip_refuses_a_tokenizer_it_was_not_trained_with(trained, folder, tmp_path):
     tokenizer = Tokenizer.load(trained)
     Tokenizer([*tokenizer.merges[:-1], ("z", "z</w>")]).save(tmp_path / "other.json")
     words = ["classify", folder / "1.png", "--labels", "one", "--run", trained, "--tokenizer", tmp_path / "other.json"]

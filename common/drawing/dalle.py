@@ -88,7 +88,7 @@ def first_rows(models: Models, path: str | None, rows: int | None) -> Tensor | N
     return vqgan.encode(images.to(models.device))[0, :rows]
 
 
-# ---- The best of several ----------------------------------------------------------------------------
+# ---- The best of several ------------------------------------------------------------------------
 
 
 def candidates(n: int, rerank: int | None) -> int:

@@ -59,7 +59,7 @@ def explain_and_write(models: Models, out: Output, caption: str, path: str | Non
         out.write_gif("explain.gif", frames)
 
 
-# ---- One model each ---------------------------------------------------------------------------------------------------
+# ---- One model each -----------------------------------------------------------------------------
 
 
 def explain_clip(models: Models, image: Tensor, caption: str) -> tuple[list[dict], Image.Image]:
@@ -164,7 +164,7 @@ def usage_curve(models: Models) -> Image.Image | None:
     return canvas
 
 
-# ---- Pictures ---------------------------------------------------------------------------------------------------------
+# ---- Pictures -----------------------------------------------------------------------------------
 
 
 def overlays(image: Tensor, heat: Tensor) -> list[Image.Image]:

@@ -43,7 +43,7 @@ def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-# ---- CLIP -------------------------------------------------------------------------------------------------------------
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def word_maps(clip: minclip.CLIP, image: Tensor, choices: Tensor) -> Tensor:
     return einsum(before - torch.cat(after), covers, "s n, s h w -> n h w") / covers.sum(dim=0)
 
 
-# ---- DALL·E -----------------------------------------------------------------------------------------------------------
+# ---- DALL·E -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def most_varied(text: Tensor, count: int) -> list[int]:
     return text.std(dim=1).sum(dim=-1).topk(min(count, len(text))).indices.tolist()
 
 
-# ---- VQGAN ------------------------------------------------------------------------------------------------------------
+# ---- VQGAN --------------------------------------------------------------------------------------
 
 
 def swap_rarest(codes: Tensor) -> tuple[Tensor, int]:

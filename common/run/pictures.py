@@ -71,7 +71,7 @@ def shifted(images: Tensor, pixels: int, generator: torch.Generator | None = Non
     return torch.stack([image[:, y : y + h, x : x + w] for image, (y, x) in zip(padded, corners)])
 
 
-# ---- Sheets -----------------------------------------------------------------------------------------
+# ---- Sheets -------------------------------------------------------------------------------------
 
 
 def contact_sheet(pictures: list[Image.Image], captions: list[str], columns: int,
@@ -118,7 +118,7 @@ def reconstruction_sheet(originals: Tensor, redrawn: Tensor, names: list[str],
     return contact_sheet(pictures, labels, columns)
 
 
-# ---- What a command writes --------------------------------------------------------------------------
+# ---- What a command writes ----------------------------------------------------------------------
 
 # commands that number their pictures, and what they write beside sheet.png and index.jsonl
 NUMBERED = {"reconstruct": (), "dalle": (), "guide": ("filmstrip.png", "guide.gif"),

@@ -58,7 +58,7 @@ def graded_scenes(count: int, side: int, seed: int) -> list[Graded]:
     return found
 
 
-# ---- CLIP -------------------------------------------------------------------------------------------------------------
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 def attention_maps(clip: minclip.CLIP, image: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def grade_clip(models: Models, report: Report, count: int, seed: int) -> None:
         report.add(f"clip {name}", torch.stack(values).float().mean().item(), notes[name])
 
 
-# ---- DALL·E and VQGAN -------------------------------------------------------------------------------------------------
+# ---- DALL·E and VQGAN ---------------------------------------------------------------------------
 
 
 def own_share(looked: Tensor, scenes: list[Graded], columns: list[list[list[int]]], grid: int) -> Tensor:

@@ -43,7 +43,7 @@ FEWEST = 16  # pictures on each side; distances between fewer say nothing
 SHEET = 16  # drawings that are shown beside the training pictures closest to them
 
 
-# ---- CLIP -------------------------------------------------------------------------------------------------------------
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 def right_captions(captions: list[list[str]]) -> Tensor:
@@ -74,7 +74,7 @@ def zero_shot(images: Tensor, texts: Tensor, choices: list[str], captions: list[
     return sum(right) / len(right), sum(len(set(own)) for own in captions) / len(captions) / len(choices)
 
 
-# ---- DALL·E -----------------------------------------------------------------------------------------------------------
+# ---- DALL·E -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def nats_per_code(model: mindalle.DALLE, text: Tensor, codes: Tensor) -> float:
     return total / len(text)
 
 
-# ---- Drawings beside true pictures ------------------------------------------------------------------------------------
+# ---- Drawings beside true pictures --------------------------------------------------------------
 
 
 def class_names(train: data.Dataset) -> list[str] | None:
@@ -106,7 +106,7 @@ def accuracy(names: list[str], captions: list[list[str]]) -> float:
     return sum(name in own for name, own in zip(names, captions, strict=True)) / len(names)
 
 
-# ---- `sample.py score` ------------------------------------------------------------------------------------------------
+# ---- `sample.py score` --------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from .shapes import first_captions, recall_at_1, zero_shot
 Encode = Callable[[list[str]], Tensor]  # captions -> ids (b t)
 UNTRAINED_STD = 0.6  # RMS of silu(x), x ~ N(0, 1): the scale of an untrained decoder's output
 
-# ---- Figures ----------------------------------------------------------------------------------------------------------
+# ---- Figures ------------------------------------------------------------------------------------
 
 
 def clip_figures(model: minclip.CLIP, encode: Encode, held_out: data.Dataset, seed: int) -> dict[str, float]:
@@ -106,7 +106,7 @@ def denoising_error(model: torch.nn.Module, x: Tensor, condition: tuple[Tensor, 
     return unclip.denoising_loss(model(unclip.mix(x, noise, t), t, *condition), x, t).item()
 
 
-# ---- Losses to expect -------------------------------------------------------------------------------------------------
+# ---- Losses to expect ---------------------------------------------------------------------------
 
 
 def contrastive_bounds(model: minclip.CLIP, ids: Tensor) -> tuple[float, float]:

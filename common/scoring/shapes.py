@@ -34,7 +34,7 @@ from ..run.pictures import Progress
 
 Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)
 
-# ---- CLIP -------------------------------------------------------------------------------------------------------------
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 def neighbours(scene: data.Scene, count: int, rng: random.Random) -> list[str]:
@@ -73,7 +73,7 @@ def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor, captions
     return minclip.recall_at_k(embed_images(images), embed_text(captions), 1, same)
 
 
-# ---- VQGAN and DALL·E -------------------------------------------------------------------------------------------------
+# ---- VQGAN and DALL·E ---------------------------------------------------------------------------
 
 
 def agreement(images: Tensor, captions: list[str]) -> float:
@@ -103,7 +103,7 @@ def first_captions(images: data.Dataset, count: int) -> tuple[Tensor, list[str],
     return images.batch(indices), captions, all(map(data.parse, captions))
 
 
-# ---- `sample.py score` ------------------------------------------------------------------------------------------------
+# ---- `sample.py score` --------------------------------------------------------------------------
 
 
 class Report:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .distributed import agree
 
-# ---- Precision --------------------------------------------------------------------------------------
+# ---- Precision ----------------------------------------------------------------------------------
 
 
 def faster_precision(name: str, model: nn.Module, probe: tuple[Tensor, ...]) -> str:
@@ -48,7 +48,7 @@ def bf16_speedup(model: nn.Module, probe: tuple[Tensor, ...], seconds: float = 0
     return fastest[False] / fastest[True]
 
 
-# ---- Threads ----------------------------------------------------------------------------------------
+# ---- Threads ------------------------------------------------------------------------------------
 
 MOST = torch.get_num_threads()  # as many as there are cores, or OMP_NUM_THREADS
 TRIED = 5  # steps with each number of threads; their median passes over what disturbs a single one
@@ -87,7 +87,7 @@ def choose_threads(say: Callable[[str], None]) -> Iterator[None]:
         torch.set_num_threads(chosen)  # the training may have ended while it tried
 
 
-# ---- Memory -----------------------------------------------------------------------------------------
+# ---- Memory -------------------------------------------------------------------------------------
 
 
 def keep_freed_memory() -> None:
@@ -101,7 +101,7 @@ def keep_freed_memory() -> None:
         mallopt(parameter, 2**30)
 
 
-# ---- Compiling --------------------------------------------------------------------------------------
+# ---- Compiling ----------------------------------------------------------------------------------
 
 
 def compiled(name: str, function: Callable) -> Callable:

@@ -19,7 +19,7 @@ from ..run.job import DATA, JOBS, MINUTES, MODELS, Job, trained_by
 Fields = dict[str, Any]
 USED_BY = {"clip": ("prior", "decoder"), "vqgan": ("dalle",)}  # model -> those that learn from it
 
-# ---- The command line -------------------------------------------------------------------------------
+# ---- The command line ---------------------------------------------------------------------------
 
 
 def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) \
@@ -80,7 +80,7 @@ def refuse_unknown(argv: list[str], parser: Parser) -> None:
             parser.error(f"there is no {flag} here{hint}")
 
 
-# ---- The run ----------------------------------------------------------------------------------------
+# ---- The run ------------------------------------------------------------------------------------
 
 
 def open_run(name: str | None, typed: Fields, flags: dict[str, Fields]) -> tuple[Run, tuple[str, ...]]:
@@ -225,7 +225,7 @@ def fitting(model: str, side: int) -> Fields:
     }.get(model, {})
 
 
-# ---- The budget -------------------------------------------------------------------------------------
+# ---- The budget ---------------------------------------------------------------------------------
 
 # of a job's minutes: each model's fraction, and the most steps it takes in them; the last model gets the rest
 TIME = {"clip": 0.13, "vqgan": 0.2, "dalle": 0.67, "prior": 0.15, "decoder": 0.85}

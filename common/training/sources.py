@@ -249,7 +249,7 @@ class CaptionEmbeddings(ImageEmbeddings):
         return z, torch.rand(len(z)).to(z), *self.read(self.texts(self.first))
 
 
-# ---- Data sets --------------------------------------------------------------------------------------
+# ---- Data sets ----------------------------------------------------------------------------------
 
 
 def open_splits(run: Run, image_size: int, count: int) -> tuple[data.Dataset, data.Dataset]:
@@ -298,7 +298,7 @@ def describe(images: data.Dataset, held_out: data.Dataset) -> list[str]:
             f"{len(captions):,} different captions, of {words}{repeated}"]
 
 
-# ---- Captions ---------------------------------------------------------------------------------------
+# ---- Captions -----------------------------------------------------------------------------------
 
 
 def distinct(*sets: data.Dataset) -> list[str]:

@@ -1,8 +1,9 @@
-"""Learn one embedding space for images and captions from pairs of them [CLIP, Radford et al. 2021]."""
+"""Learn one embedding space for images and captions [CLIP, Radford et al. 2021]."""
 
+from .accumulate import accumulated_backward
 from .batches import LookAlikes
 from .errors import InputError
-from .loss import LOSSES, accumulated_backward, same_caption, sigmoid_loss, softmax_loss
+from .loss import LOSSES, same_caption, sigmoid_loss, softmax_loss
 from .model import CLIP, CLIPConfig
 from .preprocess import preprocess
 from .pretrained import PRESETS, load

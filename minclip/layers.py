@@ -1,10 +1,10 @@
-"""The parts of both encoders of CLIP: attention, the MLP, the block, the stack of blocks, and a convolutional stem.
+"""The parts of both encoders of CLIP: attention, MLP, block, stack of blocks, convolutional stem.
 
-    x (b n d) --+-- LayerNorm -- Attention --(+)--+-- LayerNorm -- MLP --(+)--> (b n d)      one Block
+    x (b n d) --+-- LayerNorm -- Attention --(+)--+-- LayerNorm -- MLP --(+)--> (b n d)   one Block
                 |                             |   |                       |
                 +-----------------------------+   +-----------------------+
 
-[Attention is all you need, sec. 3; GPT-2 sec. 2.3 for the LayerNorm before each part; CLIP sec. 2.4]
+[Attention: Attention is all you need, sec. 3; GPT-2 sec. 2.3 for the LayerNorms; CLIP sec. 2.4]
 """
 
 import torch
@@ -26,32 +26,33 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Approximate GELU by x·σ(1.702x) [GELU sec. 2]; OpenAI's weights give wrong features with any other activation."""
-    return F.silu(1.702 * x) / 1.702  # equal, and the backward pass of silu takes fewer steps than that of x·σ
+    """Approximate GELU by x·σ(1.702x) [GELU sec. 2], the activation of OpenAI's weights."""
+    return F.silu(1.702 * x) / 1.702  # equal, with a cheaper backward pass than x·σ
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Attention(nn.Module):
-    """Attend with several heads of c = width / heads channels each [Attention is all you need, sec. 3.2.2]."""
+    """Attend with several heads of c = width / heads channels each."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.weights = nn.Identity()  # a place to look: a forward hook here sees the attention weights (b k i j)
+        self.weights = nn.Identity()  # a forward hook here sees the attention weights (b k i j)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map x (b n d) -> (b n d); mask boolean (i j), True where query i may look at key j."""
-        q, k, v = rearrange(self.qkv(x), "b n (three k c) -> three b k n c", three=3, k=self.heads)
+        """Map x (b n d) -> (b n d); mask boolean (i j), True where query i may see key j."""
+        qkv = self.qkv(x)
+        q, k, v = rearrange(qkv, "b n (three k c) -> three b k n c", three=3, k=self.heads)
         x = self.weights(attention_weights(q, k, mask)).to(v.dtype) @ v       # (b k n c)
         return self.out(rearrange(x, "b k n c -> b n (k c)"))
 
 
 class MLP(nn.Module):
-    """Transform each token separately, through a hidden layer that is usually four times as wide."""
+    """Transform each token alone, through a hidden layer that is usually four times as wide."""
 
     def __init__(self, width: int, hidden: int, activation: str):
         super().__init__()
@@ -86,13 +87,13 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, hidden: int, activation: str):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation) for _ in range(layers))
+        # each block adds two branches to x: in a deeper stack they start smaller [GPT-2 sec. 2.3]
+        branch = (2 * layers * width) ** -0.5
         for block in self.blocks:
-            # each block adds two branches to x: their outputs start smaller in a deeper stack [GPT-2 sec. 2.3]
-            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=(2 * layers * width) ** -0.5)
-            nn.init.normal_(block.mlp.expand.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.contract.weight, std=(2 * layers * width) ** -0.5)
-            for linear in (block.attention.qkv, block.attention.out, block.mlp.expand, block.mlp.contract):
+            attention, mlp = block.attention, block.mlp
+            for linear, std in ((attention.qkv, width**-0.5), (attention.out, branch),
+                                (mlp.expand, (2 * width) ** -0.5), (mlp.contract, branch)):
+                nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -103,14 +104,16 @@ class Transformer(nn.Module):
 
 
 def convolutional_stem(channels: int, width: int, patch_size: int) -> nn.Sequential:
-    """Halve an image by 3x3 convolutions until each patch is one position: (b 3 h w) -> (b d h/p w/p) [Xiao et al. 2021].
+    """Halve an image by 3x3 convolutions until each patch is one position [Xiao et al. 2021].
 
-    A single convolution as large as a patch must learn a corner separately for each place that it can have in the patch.
-    The channels double as the image halves, so that the first layers, which see the largest images, do not dominate the cost.
+    (b 3 h w) -> (b d h/p w/p). A single convolution as large as a patch must learn a corner
+    separately for each place that it can have in the patch. The channels double as the image
+    halves, so that the first layers, which see the largest images, do not dominate the cost.
     """
     halvings = patch_size.bit_length() - 1  # p = 2^k: k convolutions
     widths = [3] + [channels * 2**i for i in range(halvings - 1)] + [width]
     layers = []
     for before, after in zip(widths, widths[1:]):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+        conv = nn.Conv2d(before, after, 3, stride=2, padding=1)
+        layers += [conv, nn.GroupNorm(1, after), nn.GELU()]
     return nn.Sequential(*layers[:-2])  # the encoder applies its own LayerNorm next

@@ -1,20 +1,21 @@
-"""Embed images and captions in one space, an image close to its caption [CLIP secs. 2.3, 2.4, figure 3].
+"""Embed images and captions in one space, an image close to its caption [CLIP sec. 2, figure 3].
 
-    image (b 3 h w) --> patches (b n d) --> class token first --> Transformer --> token 0 ------> (b e) --+
-                                                                                                          +--> logits (b b)
-    ids (b t) --------> tokens (b t d) -------------------------> Transformer --> token `end` --> (b e) --+
+    image (b 3 h w) -> patches (b n d) -> class token -> Transformer -> token 0 -> (b e) -+
+                                                                                          +-> logits
+    ids (b t) -------> tokens (b t d) -----------------> Transformer -> `end` ---> (b e) -+   (b b)
 
-The logits are scaled cosines, which the losses in loss.py compare. The image encoder is a Vision Transformer with one more
-LayerNorm before its blocks, the text encoder a GPT-2. The modules are those of the published model, so that its weights
-load by renaming.
+The logits are scaled cosines. The image encoder is a Vision Transformer with one more LayerNorm
+before its blocks, the text encoder a GPT-2. The modules are those of the published model, so that
+its weights load by renaming.
 
-Where we depart: the toy model embeds patches by a few small convolutions, not by one large one; images come in [-1, 1] and
-are normalised by the encoder; the blocks of both encoders are initialised alike (OpenAI's code does so for the text encoder
-and leaves the image encoder's to PyTorch); captions may be padded to less than context_length.
+Where we depart: the toy model embeds patches by a few small convolutions, not by one large one;
+images come in [-1, 1] and are normalised by the encoder; the blocks of both encoders are
+initialised alike (OpenAI's code leaves the image encoder's to PyTorch); captions may be padded to
+less than context_length.
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -38,49 +39,54 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Choose every size of a CLIP, its activation and its loss; the defaults train in minutes on two CPU cores."""
+    """Choose sizes, activation and loss; the defaults train in minutes on two CPU cores."""
 
     image_size: int = option(32, "side of an image in pixels")
-    patch_size: int = option(8, "side of a patch in pixels; half of it makes four times the image tokens")
-    stem_width: int = option(32, "channels of the first convolution of the stem that embeds patches, doubled in each next one; "
-                                 "0 for a single convolution as large as a patch, as published")
+    patch_size: int = option(8, "side of a patch in pixels; half of it makes four times the tokens")
+    stem_width: int = option(32, "channels of the first convolution of the stem that embeds "
+                                 "patches, doubled in each next one; 0 for a single convolution as "
+                                 "large as a patch, as published")
     vision_width: int = option(64, "width of an image token")
     vision_layers: int = option(1, "blocks of the image encoder")
     vision_heads: int = option(4, "attention heads of the image encoder")
-    vision_mlp_ratio: float = option(4.0, "hidden width of the image encoder's MLPs, as a multiple of vision_width")
+    vision_mlp_ratio: float = option(4.0, "hidden width of the image encoder's MLPs, as a multiple "
+                                          "of vision_width")
     text_width: int = option(64, "width of a text token")
-    text_layers: int = option(2, "blocks of the text encoder; a single one does not learn which object is named first")
+    text_layers: int = option(2, "blocks of the text encoder; a single one does not learn which "
+                                 "object is named first")
     text_heads: int = option(4, "attention heads of the text encoder")
     context_length: int = option(16, "most tokens in a caption, its start and end included")
-    vocab_size: int = option(640, "ids of the tokenizer: 512 for bytes, one for each merge, start and end")
-    embed_dim: int = option(128, "width of the embedding space that images and captions share")
-    activation: str = option("gelu", f"activation of the MLPs, {' or '.join(ACTIVATIONS)}: OpenAI's weights need quick_gelu, "
-                                     "torch computes gelu faster")
+    vocab_size: int = option(640, "ids of the tokenizer: 512 for bytes, one for each merge, start "
+                                  "and end")
+    embed_dim: int = option(128, "width of the embedding space of images and captions")
+    activation: str = option("gelu", f"activation of the MLPs, {' or '.join(ACTIVATIONS)}: "
+                                     "OpenAI's weights need quick_gelu, torch computes gelu faster")
     loss: str = option("softmax", f"contrastive loss, see loss.py: {', '.join(LOSSES)}")
 
     def __post_init__(self):
         for setting in fields(self):
             value, kind = getattr(self, setting.name), type(setting.default)
             least = 0 if setting.name == "stem_width" else 1
-            if kind is not str and not (isinstance(value, (int, kind)) and least <= value < math.inf):
-                raise InputError(f"{setting.name} is {value!r}: choose {least} or more ({kind.__name__})")
+            if kind is str:
+                continue
+            if not (isinstance(value, (int, kind)) and least <= value < math.inf):
+                raise InputError(f"{setting.name} is {value!r}: choose {least} or more "
+                                 f"({kind.__name__})")
         if self.image_size % self.patch_size:
-            raise InputError(
-                f"image_size {self.image_size} does not divide into patches of {self.patch_size}: "
-                "choose a patch_size that divides it"
-            )
+            raise InputError(f"image_size {self.image_size} does not divide into patches of "
+                             f"{self.patch_size}: choose a patch_size that divides it")
         if self.stem_width and self.patch_size not in (2, 4, 8, 16, 32, 64):
-            raise InputError(f"the stem cannot embed patches of {self.patch_size}: choose a patch_size of 2, 4, 8, 16, 32 or 64, "
-                             "or stem_width 0")
+            raise InputError(f"the stem cannot embed patches of {self.patch_size}: choose a "
+                             "patch_size of 2, 4, 8, 16, 32 or 64, or stem_width 0")
         for encoder in ("vision", "text"):
             width, heads = getattr(self, f"{encoder}_width"), getattr(self, f"{encoder}_heads")
             if width % heads:
-                raise InputError(
-                    f"{encoder}_width {width} is no multiple of {encoder}_heads {heads}: choose one that is"
-                )
+                raise InputError(f"{encoder}_width {width} is no multiple of {encoder}_heads "
+                                 f"{heads}: choose one that is")
         for name, table in (("activation", ACTIVATIONS), ("loss", LOSSES)):
-            if getattr(self, name) not in table:
-                raise InputError(f"{name} {getattr(self, name)!r} is unknown: choose {' or '.join(table)}")
+            value = getattr(self, name)
+            if value not in table:
+                raise InputError(f"{name} {value!r} is unknown: choose {' or '.join(table)}")
 
     @property
     def patches(self) -> int:
@@ -88,37 +94,14 @@ class CLIPConfig:
         return (self.image_size // self.patch_size) ** 2
 
     @classmethod
-    def tiny(cls) -> "CLIPConfig":
-        """Return the toy model, 0.27 M parameters: images of 32 x 32 pixels and short captions."""
-        return cls()
-
-    @classmethod
     def vit_b_32(cls) -> "CLIPConfig":
         """Return the published ViT-B/32, 151 M parameters."""
         return cls(
-            image_size=224, patch_size=32, stem_width=0, vision_width=768, vision_layers=12, vision_heads=12,
-            text_width=512, text_layers=12, text_heads=8, context_length=77, vocab_size=49408, embed_dim=512,
-            activation="quick_gelu",
+            image_size=224, patch_size=32, stem_width=0,
+            vision_width=768, vision_layers=12, vision_heads=12,
+            text_width=512, text_layers=12, text_heads=8,
+            context_length=77, vocab_size=49408, embed_dim=512, activation="quick_gelu",
         )
-
-    @classmethod
-    def vit_b_16(cls) -> "CLIPConfig":
-        """Return the published ViT-B/16, 150 M parameters: B/32 with smaller patches."""
-        return replace(cls.vit_b_32(), patch_size=16)
-
-    @classmethod
-    def vit_l_14(cls) -> "CLIPConfig":
-        """Return the published ViT-L/14, 428 M parameters."""
-        return cls(
-            image_size=224, patch_size=14, stem_width=0, vision_width=1024, vision_layers=24, vision_heads=16,
-            text_width=768, text_layers=12, text_heads=12, context_length=77, vocab_size=49408, embed_dim=768,
-            activation="quick_gelu",
-        )
-
-    @classmethod
-    def vit_l_14_336(cls) -> "CLIPConfig":
-        """Return the published ViT-L/14@336px, 428 M parameters: L/14 for larger images."""
-        return replace(cls.vit_l_14(), image_size=336)
 
 
 class ImageEncoder(nn.Module):
@@ -127,27 +110,30 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         width = config.vision_width
-        # constants, not weights: not in the state dict, but they move to a device with the model. Made on the CPU explicitly,
-        # since `load` builds the model on the meta device, where values are lost
+        # Constants, not weights: not in the state dict, but they move to a device with the model.
+        # Made on the CPU, since `load` builds the model on the meta device, where values are lost.
         for name, values in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
-            self.register_buffer(name, rearrange(torch.tensor(values, device="cpu"), "c -> c 1 1"), persistent=False)
+            constant = rearrange(torch.tensor(values, device="cpu"), "c -> c 1 1")
+            self.register_buffer(name, constant, persistent=False)
 
         if config.stem_width:
             self.patch_embedding = convolutional_stem(config.stem_width, width, config.patch_size)
         else:
-            self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
+            patch = config.patch_size
+            self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positions = nn.Parameter(width**-0.5 * torch.randn(1 + config.patches, width))
         self.ln_pre = nn.LayerNorm(width)
         hidden = round(config.vision_mlp_ratio * width)
-        self.transformer = Transformer(width, config.vision_layers, config.vision_heads, hidden, config.activation)
+        self.transformer = Transformer(width, config.vision_layers, config.vision_heads, hidden,
+                                       config.activation)
         self.ln_post = nn.LayerNorm(width)
         self.projection = nn.Parameter(width**-0.5 * torch.randn(width, config.embed_dim))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b 3 h w) in [-1, 1] -> (b e)."""
         x = ((images + 1) / 2 - self.mean) / self.std
-        x = rearrange(self.patch_embedding(x), "b d h w -> b (h w) d")    # (b n d) one token a patch
+        x = rearrange(self.patch_embedding(x), "b d h w -> b (h w) d")    # (b n d)
         class_token = repeat(self.class_embedding, "d -> b 1 d", b=len(x))
         x = torch.cat((class_token, x), dim=1) + self.positions           # (b 1+n d)
         x = self.transformer(self.ln_pre(x))
@@ -162,27 +148,29 @@ class TextEncoder(nn.Module):
         width = config.text_width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, width))
-        self.transformer = Transformer(width, config.text_layers, config.text_heads, 4 * width, config.activation)
+        self.transformer = Transformer(width, config.text_layers, config.text_heads, 4 * width,
+                                       config.activation)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Parameter(width**-0.5 * torch.randn(width, config.embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def tokens(self, ids: Tensor) -> Tensor:
-        """Read ids (b t) int64 -> what each token has gathered from those before it (b t d)"""
+        """Map ids (b t) int64 -> features (b t d), each of a token and those before it."""
         t = ids.shape[1]
-        # no token sees a later one: `end` sees the whole caption, and the padding after it changes nothing
+        # `end` sees the whole caption, and the padding after it changes nothing
         causal = torch.ones(t, t, dtype=torch.bool, device=ids.device).tril()
         x = self.token_embedding(ids) + self.positions[:t]                # (b t d)
         return self.ln_final(self.transformer(x, causal))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (b t) int64 -> (b e)."""
-        end = ids.argmax(dim=-1)                                          # (b) `end` is the highest id
-        return self.tokens(ids)[torch.arange(len(ids), device=ids.device), end] @ self.projection  # (b e)
+        end = ids.argmax(dim=-1)                                          # (b) the highest id
+        rows = torch.arange(len(ids), device=ids.device)
+        return self.tokens(ids)[rows, end] @ self.projection              # (b e)
 
 
 class CLIP(nn.Module):
-    """Hold the two encoders, and the temperature (and bias, if the loss has one) that turns their cosines into logits."""
+    """Hold two encoders, and the temperature (and bias, if any) that makes cosines logits."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -190,41 +178,46 @@ class CLIP(nn.Module):
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
         objective = LOSSES[config.loss]
-        self.logit_scale = nn.Parameter(torch.tensor(objective.logit_scale))  # a logarithm [CLIP sec. 2.5]
-        self.logit_bias = None if objective.logit_bias is None else nn.Parameter(torch.tensor(objective.logit_bias))
+        self.logit_scale = nn.Parameter(torch.tensor(objective.logit_scale))  # a logarithm
+        self.logit_bias = None
+        if objective.logit_bias is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(objective.logit_bias))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed images (b 3 h w), float in [-1, 1], as features (b e), not normalised."""
         side = self.config.image_size
         if images.shape[1:] != (3, side, side):
-            raise ValueError(f"images are {tuple(images.shape)}, not (b, 3, {side}, {side}): resize them")
+            raise ValueError(f"images are {tuple(images.shape)}, not (b, 3, {side}, {side}): "
+                             "resize them")
         return self.image_encoder(images)
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Embed captions, ids (b t) int64 with t <= context_length, as features (b e), not normalised."""
+        """Embed ids (b t) int64, t <= context_length, as features (b e), not normalised."""
         limit = self.config.context_length
         if ids.shape[1] > limit:
-            raise ValueError(f"captions are {ids.shape[1]} ids long: encode them with context_length={limit}")
+            raise ValueError(f"captions are {ids.shape[1]} ids long: encode them with "
+                             f"context_length={limit}")
         return self.text_encoder(ids)
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed both as unit vectors (b e), (b e) in float32; the dot product of two is their cosine."""
+        """Embed both as unit vectors (b e), (b e) in float32: their dot products are cosines."""
         image_features = F.normalize(self.encode_image(images).float(), dim=-1)
         text_features = F.normalize(self.encode_text(ids).float(), dim=-1)
         return image_features, text_features
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Compare unit vectors (i e) and (j e): scale * cosine (+ bias) -> (i j) float32, what the loss expects."""
-        # kept out of autocast: bfloat16 has 8 bits of precision, and logits near 100 would be wrong by a quarter
+        """Compare unit vectors (i e) and (j e): scale * cosine (+ bias) -> (i j) float32."""
+        # bfloat16 has 8 bits of precision: logits near 100 would be wrong by a quarter
         with torch.autocast(image_features.device.type, enabled=False):
             scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-            logits = scale * einsum(image_features.float(), text_features.float(), "i e, j e -> i j")
+            cosines = einsum(image_features.float(), text_features.float(), "i e, j e -> i j")
+            logits = scale * cosines
             return logits if self.logit_bias is None else logits + self.logit_bias
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Keep the scale at 100 or less, whatever the loss; call it after every optimizer step [CLIP sec. 2.5].
+        """Keep the scale at 100 or less; call it after every optimizer step [CLIP sec. 2.5].
 
-        `logits` clamps it too, but has no gradient beyond the limit: a scale left there would never come down.
+        `logits` clamps too, but has no gradient beyond the limit: a scale there would never fall.
         """
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

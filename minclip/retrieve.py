@@ -1,7 +1,7 @@
-"""Use a trained CLIP without further training: zero-shot classification, search, and recall [CLIP sec. 3.1].
+"""Use a trained CLIP: zero-shot classification, search, and recall [CLIP sec. 3.1].
 
-    labels --> prompts --> text features, their mean for each label (labels e) --+--> logits --> softmax (b labels)
-    images --> image features (b e) ---------------------------------------------+
+    labels -> prompts -> text features, their mean per label (labels e) --+-> logits -> softmax
+    images -> image features (b e) ---------------------------------------+         (b labels)
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .loss import diagonal
 from .model import CLIP
 from .tokenizer import Tokenizer
 
-# for photographs and the published weights; a model trained on other captions needs templates that look like those
+# for photographs and published weights; other captions need templates that look like them
 TEMPLATES = (
     "a photo of a {}.",
     "a bad photo of a {}.",
@@ -27,17 +27,18 @@ TEMPLATES = (
 
 
 @torch.no_grad()
-def class_embeddings(
-    model: CLIP, tokenizer: Tokenizer, labels: Sequence[str], templates: Sequence[str] = ("{}",)
-) -> Tensor:
-    """Embed each label as the mean direction of its prompts: -> unit vectors (labels e) [CLIP sec. 3.1.4].
+def class_embeddings(model: CLIP, tokenizer: Tokenizer, labels: Sequence[str],
+                     templates: Sequence[str] = ("{}",)) -> Tensor:
+    """Embed each label as the mean direction of its prompts [CLIP sec. 3.1.4].
 
-    A template is a sentence with {} in place of the label; the default is the label alone. Prompts are
-    normalised before the mean, so that all have the same weight. A template without {} raises InputError.
+    A template is a sentence with {} in place of the label, or else raises InputError; the default
+    is the label alone. Prompts are normalised before the mean, so that all have the same weight.
+    returns: unit vectors (labels e)
     """
     for template in templates:
         if "{}" not in template:
-            raise InputError(f"the template {template!r} has no place for the label: write {{}} there")
+            raise InputError(f"the template {template!r} has no place for the label: "
+                             "write {} there")
     means = []
     for label in labels:
         prompts = [template.replace("{}", label) for template in templates]
@@ -51,11 +52,11 @@ def class_embeddings(
 def classify(model: CLIP, images: Tensor, embeddings: Tensor) -> Tensor:
     """Classify images (b 3 h w) by class embeddings (labels e) -> probabilities (b labels)."""
     features = F.normalize(model.encode_image(images).float(), dim=-1)
-    return model.logits(features, embeddings).softmax(dim=-1)             # a bias cancels in the softmax
+    return model.logits(features, embeddings).softmax(dim=-1)             # a bias cancels
 
 
 def search(query_embedding: Tensor, index_embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the embeddings closest to a query: (e) among (n e) -> cosines (count), indices (count), best first.
+    """Find the embeddings (n e) closest to a query (e) -> cosines, indices (count), best first.
 
     Neither need be normalised; either may be images or texts. If n < count, all n are returned.
     """
@@ -64,20 +65,20 @@ def search(query_embedding: Tensor, index_embeddings: Tensor, count: int) -> tup
     return einsum(query, index, "e, n e -> n").topk(min(count, len(index)))
 
 
-def recall_at_k(
-    image_features: Tensor, text_features: Tensor, k: int, same: Tensor | None = None
-) -> tuple[float, float]:
-    """Return how often a right answer is among the k closest: image to text, text to image, each in [0, 1].
+def recall_at_k(image_features: Tensor, text_features: Tensor, k: int,
+                same: Tensor | None = None) -> tuple[float, float]:
+    """Return how often a right answer is among the k closest: image to text, text to image.
 
-    Features (n e) of both, row i of one belonging to row i of the other; same (n n) boolean as in the losses, so that an
-    equal caption of another image counts as a hit.
+    Features (n e) of both, row i of one belonging to row i of the other; same (n n) boolean as in
+    the losses, so that an equal caption of another image counts as a hit. Both are in [0, 1].
     """
-    image_features, text_features = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
-    cosines = einsum(image_features, text_features, "i e, j e -> i j")
+    images, texts = (F.normalize(features, dim=-1) for features in (image_features, text_features))
+    cosines = einsum(images, texts, "i e, j e -> i j")
     same = diagonal(cosines) if same is None else same
 
     def hits(cosines: Tensor, same: Tensor) -> float:
         closest = cosines.topk(min(k, len(cosines)), dim=1).indices       # (i k)
         return same.gather(1, closest).any(dim=1).float().mean().item()
 
-    return hits(cosines, same), hits(rearrange(cosines, "i j -> j i"), rearrange(same, "i j -> j i"))
+    by_caption, same_by_caption = (rearrange(matrix, "i j -> j i") for matrix in (cosines, same))
+    return hits(cosines, same), hits(by_caption, same_by_caption)

@@ -1,18 +1,19 @@
-"""Optimise a frozen VQGAN's latents for an image that a score rates high [VQGAN-CLIP, Crowson et al. 2022].
+"""Optimise a frozen VQGAN's latents for a score of their image [VQGAN-CLIP, Crowson et al. 2022].
 
-    z --> nearest codes --> decode --> images --> random cutouts --> score (CLIP's similarity to the prompts)
+    z --> nearest codes --> decode --> images --> random cutouts --> score (CLIP's similarity)
     ^                                                                  |
     +------ Adam, then clamp to where the codes are <--- gradient <----+
 
-No network is trained: the latents are the parameters. The score sees many random cutouts instead of the image,
-because what raises CLIP's score of one fixed view is mostly noise that no person would see. A change that helps at
-any position, size and brightness has to be an object in the image.
+No network is trained: the latents are the parameters. The score sees many random cutouts instead
+of the image, because what raises CLIP's score of one fixed view is mostly noise that no person
+would see. A change that helps at any position, size and brightness has to be an object.
 
-Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP, however the cutouts are
-made, still scores highest on images that no person would recognise. Three options work against this. `jitter` adds
-noise to the pixels of a cutout. `latent_noise` decodes each cutout from a noisy copy of the latents, less noisy with
-every step, so that the large features are settled first. And with several `octaves` the latents are a sum of grids,
-each half as fine as the one before: a whole background can then change at once, not one code at a time.
+Departures: cutouts are never mirrored, for a prompt may say left or right. And a small CLIP still
+scores highest on images that no person would recognise. Three options work against this. `jitter`
+adds noise to the pixels of a cutout. `latent_noise` decodes each cutout from a noisy copy of the
+latents, less noisy with every step, so that large features come first. With several `octaves` the
+latents are a sum of grids, each half as fine as the one before: a whole background can then change
+at once, not one code at a time.
 """
 
 import re
@@ -29,7 +30,7 @@ from .codebook import straight_through
 from .errors import InputError
 from .model import VQGAN
 
-OVERHANG = 0.1  # how far a cutout may reach beyond an edge, as a share of the image; without it edges are seen less
+OVERHANG = 0.1  # cutouts reach this fraction of the image beyond an edge, or edges are seen less
 
 
 class Prompt(NamedTuple):
@@ -37,90 +38,92 @@ class Prompt(NamedTuple):
 
     text: str
     weight: float = 1.0  # negative moves away
-    stop: float = float("-inf")  # no gradient where distance, times the sign of the weight, is below this
 
 
 def parse_prompts(prompts: str) -> list[Prompt]:
-    """Split "text | text:weight | text:weight:stop" into prompts. A missing text raises InputError.
+    """Split "text | text:weight" into prompts. A missing text raises InputError.
 
-    >>> [prompt[:2] for prompt in parse_prompts("a red circle: 1 | blue: -0.3")]
+    >>> [tuple(prompt) for prompt in parse_prompts("a red circle: 1 | blue: -0.3")]
     [('a red circle', 1.0), ('blue', -0.3)]
 
-    At most two numbers are taken from the end; any other colon is part of the text. A text that itself ends in
-    numbers needs both: "a clock at 10:30:1:-inf".
+    A number after the last colon is the weight; any other colon is part of the text. A text that
+    itself ends in one needs a weight: "a clock at 10:30:1".
     """
-    number = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
-    pattern = re.compile(rf"(.*?)(?::{number}(?::(?:{number}|\s*-inf\s*))?)?", re.DOTALL)
+    pattern = re.compile(r"(.*?)(?::\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*)?", re.DOTALL)
     parsed = []
     for part in prompts.split("|"):
-        text, weight, stop = pattern.fullmatch(part).groups()
+        text, weight = pattern.fullmatch(part).groups()
         if not text.strip():
-            raise InputError(f"{part.strip()!r} in the prompts {prompts!r} has no text: write 'text:weight'")
-        parsed.append(Prompt(text.strip(), float(weight or 1), float(stop or "-inf")))
+            raise InputError(f"{part.strip()!r} in the prompts {prompts!r} has no text: write "
+                             "'text:weight'")
+        parsed.append(Prompt(text.strip(), float(weight or 1)))
     return parsed
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return 2·asin(‖a - b‖ / 2)² of a, b (... e) at length 1: half the square of their angle, in [0, π²/2]."""
+    """Return 2·asin(‖a - b‖ / 2)² of a, b (... e) at length 1: half the square of their angle."""
     chord = (F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).norm(dim=-1)
     return 2 * (chord / 2).clamp(max=1 - 1e-6).asin().square()  # the slope of asin at 1 is infinite
 
 
-def prompt_score(embed: Callable[[Tensor], Tensor], targets: Tensor, weights: Tensor,
-                 stops: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+def prompt_score(embed: Callable[[Tensor], Tensor], targets: Tensor,
+                 weights: Tensor) -> Callable[[Tensor], Tensor]:
     """Return score(images (b 3 h w)) -> (b), higher the closer the images are to the targets.
 
     embed: images -> (b e), as CLIP's encode_image
     targets: (m e), embedded texts or images; weights: (m), negative to move away
-    stops: (m), see Prompt.stop; none by default
     """
     def score(images: Tensor) -> Tensor:
         features = rearrange(embed(images), "b e -> b 1 e")
-        distance = weights.sign() * spherical_distance(features, targets)                  # (b m)
-        if stops is not None:
-            distance = distance.maximum(stops)
-        return -(weights.abs() * distance).sum(dim=-1)
+        return -(weights * spherical_distance(features, targets)).sum(dim=-1)
 
     return score
 
 
-def random_tensor(random: Callable, shape: tuple, generator: Generator | None, device: torch.device) -> Tensor:
-    """Return random(shape) on `device`, sampled where the generator is: a CPU seed gives the same on any device."""
-    return random(shape, generator=generator, device=generator.device if generator else device).to(device)
+def random_tensor(random: Callable, shape: tuple, generator: Generator | None,
+                  device: torch.device) -> Tensor:
+    """Return random(shape) on `device`, drawn where the generator is: a seed acts alike on all."""
+    source = generator.device if generator else device
+    return random(shape, generator=generator, device=source).to(device)
 
 
 def resample(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """Return matrices (... size side): each scales `length` of `side` pixels, from `start` on, to `size` pixels.
+    """Return matrices (... size side) that scale `length` of `side` pixels, from `start`, to `size`.
 
-    start, length: (...), in pixels, not only whole ones. Each new pixel averages old ones with triangular weights,
-    wide enough that shrinking does not alias. Beyond the edge the last pixel is repeated.
+    start, length: (...), in pixels, not only whole ones. Each new pixel averages old ones with
+    triangular weights, wide enough that shrinking does not alias. Beyond the edge the last pixel is
+    repeated.
     """
     start, length = rearrange(start, "... -> ... 1 1"), rearrange(length, "... -> ... 1 1")
     new = rearrange(torch.arange(size, device=start.device), "size -> size 1")
     old = torch.arange(side, device=start.device)
-    centre = start + (new + 0.5) * length / size - 0.5                                     # (... size 1)
-    distance = (centre.clamp(0, side - 1) - old).abs() / (length / size).clamp(min=1)      # (... size side)
-    weight = F.relu(1 - distance)
+    centre = start + (new + 0.5) * length / size - 0.5                            # (... size 1)
+    offset = (centre.clamp(0, side - 1) - old).abs()                              # (... size side)
+    weight = F.relu(1 - offset / (length / size).clamp(min=1))
     return weight / weight.sum(dim=-1, keepdim=True)
 
 
 def random_cutouts(images: Tensor, count: int, size: int, generator: Generator | None = None,
                    jitter: float = 0.1, smallest: float = 0.5) -> Tensor:
-    """Cut `count` random squares out of each of images (b 3 h w), scaled to size x size -> (b·count 3 size size).
+    """Cut `count` random squares out of each of images (b 3 h w) -> (b·count 3 size size).
 
-    jitter: std of a cutout's brightness, and the largest std of its pixel noise, where pixels are in [-1, 1]
-    smallest: side of the smallest cutout, as a share of the image's shorter side; the largest is 1
+    jitter: std of a cutout's brightness, and the largest std of its pixel noise
+    smallest: side of the smallest cutout, as a fraction of the image's shorter side; the largest
+              is 1
     """
     b, _, h, w = images.shape
-    per_cutout, device = (b, count), images.device
-    length = min(h, w) * (smallest + (1 - smallest) * random_tensor(torch.rand, per_cutout, generator, device))
-    top = random_tensor(torch.rand, per_cutout, generator, device) * (h * (1 + 2 * OVERHANG) - length) - h * OVERHANG
-    left = random_tensor(torch.rand, per_cutout, generator, device) * (w * (1 + 2 * OVERHANG) - length) - w * OVERHANG
-    cut = einsum(resample(top, length, h, size), images, "b cut h2 h, b c h w -> b cut c h2 w")
-    cut = einsum(cut, resample(left, length, w, size), "b cut c h2 w, b cut w2 w -> b cut c h2 w2")
-    brightness = jitter * random_tensor(torch.randn, (b, count, 1, 1, 1), generator, device)
-    noise_std = jitter * random_tensor(torch.rand, (b, count, 1, 1, 1), generator, device)
-    noise = noise_std * random_tensor(torch.randn, tuple(cut.shape), generator, device)
+
+    def draw(random: Callable, *shape: int) -> Tensor:
+        return random_tensor(random, (b, count, *shape), generator, images.device)
+
+    length = min(h, w) * (smallest + (1 - smallest) * draw(torch.rand))           # (b cut)
+    top = draw(torch.rand) * (h * (1 + 2 * OVERHANG) - length) - h * OVERHANG
+    left = draw(torch.rand) * (w * (1 + 2 * OVERHANG) - length) - w * OVERHANG
+    rows, columns = resample(top, length, h, size), resample(left, length, w, size)
+    cut = einsum(rows, images, "b cut h2 h, b c h w -> b cut c h2 w")
+    cut = einsum(cut, columns, "b cut c h2 w, b cut w2 w -> b cut c h2 w2")
+    brightness = jitter * draw(torch.randn, 1, 1, 1)
+    noise = jitter * draw(torch.rand, 1, 1, 1) * draw(torch.randn, *cut.shape[2:])
     return rearrange(cut + brightness + noise, "b cut c h2 w2 -> (b cut) c h2 w2")
 
 
@@ -130,54 +133,31 @@ def device_of(vqgan: VQGAN) -> torch.device:
 
 
 @torch.no_grad()
-def all_codes(vqgan: VQGAN) -> Tensor:
-    """Return the vectors of all codes (1 z 1 v)."""
+def codebook_std(vqgan: VQGAN) -> Tensor:
+    """Return the standard deviation of each channel over all codes (1 z 1 1)."""
     codes = torch.arange(vqgan.config.codebook_size, device=device_of(vqgan))
-    return vqgan.codebook.lookup(rearrange(codes, "v -> 1 1 v"))
-
-
-def random_codes(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
-    """Start from a random code at each position -> (b z g g)."""
-    side, pick = vqgan.config.grid, partial(torch.randint, vqgan.config.codebook_size)
-    return vqgan.codebook.lookup(random_tensor(pick, (count, side, side), generator, device_of(vqgan)))
-
-
-def random_pixels(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
-    """Start from encoded images of uniform noise -> (b z g g)."""
-    side = vqgan.config.image_size
-    pixels = random_tensor(torch.rand, (count, 3, side, side), generator, device_of(vqgan))
-    return vqgan.codebook.clamp(vqgan.latents(2 * pixels - 1))
-
-
-def mean_code(vqgan: VQGAN, count: int, generator: Generator | None) -> Tensor:
-    """Start from the mean of all codes at every position -> (b z g g)."""
-    side = vqgan.config.grid
-    mean = all_codes(vqgan).mean(dim=3, keepdim=True)
-    return vqgan.codebook.clamp(repeat(mean, "1 z 1 1 -> b z g1 g2", b=count, g1=side, g2=side))
-
-
-# start -> (VQGAN, count, generator) -> the latents z of `count` images (b z g g)
-STARTS = {"codes": random_codes, "noise": random_pixels, "blank": mean_code}
+    return vqgan.codebook.lookup(rearrange(codes, "v -> 1 1 v")).std(dim=3, keepdim=True)
 
 
 @torch.no_grad()
-def starting_latents(vqgan: VQGAN, init: Tensor | None, start: str, count: int, generator: Generator | None) -> Tensor:
-    """Return z (b z g g) of the images `init` (b 3 h w) or, if that is None, of `count` images as `start` says."""
+def starting_latents(vqgan: VQGAN, init: Tensor | None, count: int,
+                     generator: Generator | None) -> Tensor:
+    """Return z (b z g g) of the images `init` (b 3 h w), or of `count` grids of random codes."""
     if init is not None:
         return vqgan.codebook.clamp(vqgan.latents(init.to(device_of(vqgan))))
-    if start not in STARTS:
-        raise InputError(f"start is {start!r}: it must be one of {', '.join(STARTS)}; or give an image as init")
-    return STARTS[start](vqgan, count, generator)
+    side, pick = vqgan.config.grid, partial(torch.randint, vqgan.config.codebook_size)
+    codes = random_tensor(pick, (count, side, side), generator, device_of(vqgan))
+    return vqgan.codebook.lookup(codes)
 
 
 def decode_clamped(vqgan: VQGAN, z: Tensor) -> Tensor:
-    """Quantise z (b z g g) and decode it -> images (b 3 h w) in [-1, 1], with a gradient through both steps."""
+    """Quantise and decode z (b z g g) -> images (b 3 h w) in [-1, 1], both with a gradient."""
     images = vqgan.decode_latents(vqgan.quantise(z).z_q)
-    return straight_through(images, images.clamp(-1, 1))  # after clamp alone no pixel outside could come back
+    return straight_through(images, images.clamp(-1, 1))  # clamp alone would stop the gradient
 
 
 def octave_grids(z: Tensor, octaves: int) -> list[Tensor]:
-    """Return z (b z g g) and zeros (b z g/2 g/2), (b z g/4 g/4), ... -> as many grids as octaves."""
+    """Return z (b z g g), then zeros (b z g/2 g/2), (b z g/4 g/4) ..., one grid an octave."""
     sides = [[max(1, side >> octave) for side in z.shape[2:]] for octave in range(1, octaves)]
     return [z, *(z.new_zeros(*z.shape[:2], *side) for side in sides)]
 
@@ -189,37 +169,40 @@ def add_up(grids: list[Tensor]) -> Tensor:
 
 
 @torch.enable_grad()
-def guide(vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, cutouts: int = 32,
-          cut_size: int = 224, learning_rate: float = 0.1, init: Tensor | None = None, start: str = "codes",
-          count: int = 1, octaves: int = 1, latent_noise: float = 0.0, jitter: float = 0.1,
-          smallest: float = 0.5, generator: Generator | None = None) -> Iterator[Tensor]:
+def guide(
+    vqgan: VQGAN, score: Callable[[Tensor], Tensor], *, steps: int = 500, cutouts: int = 32,
+    cut_size: int = 224, learning_rate: float = 0.1, init: Tensor | None = None, count: int = 1,
+    octaves: int = 1, latent_noise: float = 0.0, jitter: float = 0.1, smallest: float = 0.5,
+    generator: Generator | None = None,
+) -> Iterator[Tensor]:
     """Yield, after each of `steps`, the images (b 3 h w) in [-1, 1], whose score rises on the way.
 
     vqgan: in eval mode; neither it nor what `score` uses is changed
     score: cutouts (b·cutouts 3 cut_size cut_size) -> (b·cutouts), differentiable
-    init: images (b 3 h w) to start from; None starts `count` images as `start` says: codes, noise or blank, see STARTS
-    octaves: grids that move and are added up, each half as fine as the one before; 1 moves every code on its own
-    latent_noise: std of the noise added to each cutout's latents at first, in codebook stds; it falls to 0 on the way.
-                  0 cuts all from the same image
-    jitter, smallest: how much cutouts differ in brightness, noise and size, see random_cutouts
+    init: images (b 3 h w) to start from; None starts `count` images from random codes
+    octaves: grids that move and are added up, each half as fine as the one before
+    latent_noise: std of the noise on each cutout's latents at first, in codebook stds; it falls to
+                  0 on the way. 0 cuts all from the same image
+    jitter, smallest: brightness, noise and size of the cutouts, see random_cutouts
     generator: source of all randomness, the start's included
     """
     if vqgan.training:
-        raise ValueError("guide would move the codebook of a VQGAN in training mode: call vqgan.eval() first")
-    grids = octave_grids(starting_latents(vqgan, init, start, count, generator).clone(), octaves)
+        raise ValueError("guide would move the codebook of a VQGAN in training mode: call "
+                         "vqgan.eval() first")
+    grids = octave_grids(starting_latents(vqgan, init, count, generator).clone(), octaves)
     optimiser = torch.optim.Adam([grid.requires_grad_() for grid in grids], lr=learning_rate)
     z = add_up(grids)                                                             # (b z g g)
     images = decode_clamped(vqgan, z)
-    codebook_std = all_codes(vqgan).std(dim=3, keepdim=True)                      # (1 z 1 1)
+    std = codebook_std(vqgan)                                                     # (1 z 1 1)
     for step in range(steps):
         if latent_noise:
             many = repeat(z, "b z g1 g2 -> (b cut) z g1 g2", cut=cutouts)
-            noise = codebook_std * random_tensor(torch.randn, many.shape, generator, z.device)
-            noisy = many + (1 - step / steps) * latent_noise * noise
-            views = random_cutouts(decode_clamped(vqgan, noisy), 1, cut_size, generator, jitter, smallest)
+            noise = std * random_tensor(torch.randn, many.shape, generator, z.device)
+            noisy = decode_clamped(vqgan, many + (1 - step / steps) * latent_noise * noise)
+            views = random_cutouts(noisy, 1, cut_size, generator, jitter, smallest)
         else:
             views = random_cutouts(images, cutouts, cut_size, generator, jitter, smallest)
-        loss = -score(views).sum() / cutouts  # mean over cutouts, sum over images: each is optimised on its own
+        loss = -score(views).sum() / cutouts  # a mean over cutouts, a sum over independent images
         # backward() would leave gradients in VQGAN and CLIP as well
         for grid, gradient in zip(grids, torch.autograd.grad(loss, grids)):
             grid.grad = gradient

@@ -1,6 +1,6 @@
 """Define the layers that VQGAN's encoder and decoder share [VQGAN sec. 3.1, table 7].
 
-All keep the layout (b c h w). A residual block normalises first, applies x·sigmoid(x), then convolves.
+All keep the layout (b c h w).
 
     ResidualBlock   (b c h w) -> (b c' h w)      sees the neighbours
     Attention       (b c h w) -> (b c h w)       sees everything: one head, every position a token
@@ -17,23 +17,24 @@ from torch import Tensor, nn
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalise groups of channels in the weights' precision: on a CPU, bf16 takes four to six times as long."""
+    """Normalise in the weights' precision: on a CPU, bf16 takes four to six times as long."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """Return a GroupNorm of gcd(32, channels, channels // 4) groups: at most 32, each of four channels or more.
+    """Return a GroupNorm of gcd(32, channels, channels // 4) groups.
 
-    Four is the smallest group in the published models. With one channel per group, every channel would lose its
-    mean over the image, and before the last convolution this mean is the image's colour.
+    They are at most 32, of four channels or more, as in the published models. With one channel per
+    group, every channel would lose its mean over the image, and before the last convolution this
+    mean is the image's colour.
     """
     return GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Return x + f(x), f two 3x3 convolutions; where the number of channels changes, x passes a 1x1 convolution."""
+    """Return x + f(x), f two 3x3 convolutions; x passes a 1x1 one where its channels change."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -51,7 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Return x + attention(norm(x)): values of all positions, weighted by softmax(q·k / √c); projections are 1x1."""
+    """Return x + attention(norm(x)), with one head, over all positions; projections are 1x1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -59,7 +60,7 @@ class Attention(nn.Module):
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.weights = nn.Identity()  # a place to look: a forward hook here sees the attention weights (b i j)
+        self.weights = nn.Identity()  # a forward hook here sees the attention weights (b i j)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         k = rearrange(self.key(normed), "b c h w -> b (h w) c")
         v = rearrange(self.value(normed), "b c h w -> b (h w) c")
         scores = einsum(q, k, "b i c, b j c -> b i j") * q.shape[-1] ** -0.5
-        mixed = self.weights(scores.softmax(dim=-1)).to(v.dtype) @ v           # (b h·w c)
+        mixed = self.weights(scores.softmax(dim=-1)).to(v.dtype) @ v          # (b h·w c)
         return x + self.out(rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
@@ -80,13 +81,13 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Zeros on the right and bottom only: with padding on all sides the published weights would load as well,
-        # but every kernel would sit one pixel too far to the upper left.
+        # Zeros on the right and bottom only: with padding on all sides the published weights would
+        # load as well, but every kernel would sit one pixel too far to the upper left.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double height and width: repeat pixels, then convolve. A transposed convolution leaves checkerboard artefacts."""
+    """Double height and width: repeat pixels, then convolve, which leaves no checkerboard."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -97,9 +98,10 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Run the residual blocks of one resolution, each followed by attention if `attention`, then `resample`."""
+    """Run one resolution's residual blocks, each with attention after it if asked; `resample`."""
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, resample: nn.Module):
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool,
+                 resample: nn.Module):
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
         self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in zip(widths, widths[1:]))
@@ -114,6 +116,6 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.Sequential:
-    """Return the layers at the resolution of the code grid, in encoder and decoder: block, attention, block."""
+    """Return the layers at the resolution of the code grid: block, attention, block."""
     return nn.Sequential(ResidualBlock(channels, channels), Attention(channels),
                          ResidualBlock(channels, channels))

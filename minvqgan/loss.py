@@ -1,80 +1,79 @@
-"""Compute the losses of the generator (encoder, codebook, decoder) and of the discriminator [VQGAN eq. 4-7].
+"""Losses of the generator (encoder, codebook, decoder) and the discriminator [VQGAN eq. 4-7].
 
-A training step updates the generator, then the discriminator. It is None until its training starts, or where there is
-none:
+A training step updates the generator, then the discriminator, which is None until its training
+starts, or where there is none:
 
     reconstruction, quantised = vqgan(images)
-    loss, parts = generator_loss(images, reconstruction, quantised.loss, vqgan.last_weight, discriminator)
+    loss, parts = generator_loss(images, reconstruction, quantised.loss, vqgan.last_weight,
+                                 discriminator)
     generator_optimiser.zero_grad(); loss.backward(); generator_optimiser.step()
 
     if discriminator is not None:
         loss = discriminator_loss(discriminator, images, reconstruction)
         discriminator_optimiser.zero_grad(); loss.backward(); discriminator_optimiser.step()
 
-The generator's backward leaves gradients in the discriminator too: its `zero_grad` must come between the two.
+The generator's backward leaves gradients in the discriminator too: its `zero_grad` must come
+between the two.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-ImageDistance = Callable[[Tensor, Tensor], Tensor]  # two batches of images (b 3 h w) -> distances, any shape
 
+def reconstruction_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Return the loss of x, images, and x̂, reconstruction (b 3 h w), over pixels.
 
-def reconstruction_loss(images: Tensor, reconstruction: Tensor, perceptual: ImageDistance | None = None) -> Tensor:
-    """Return the pixel loss of x, images, and x̂, reconstruction (b 3 h w), plus mean perceptual(x, x̂).
-
-    The pixel loss is the mean of |x - x̂| + (x - x̂)² · (1 + 0.3 / (variance of x + 0.01)). The paper writes the
-    square [VQGAN eq. 4], its code takes the absolute value. The gradient of the absolute value is no larger for a
-    missing shape than for a faint haze: alone it trained the toy far more slowly. The term with 0.3 measures the
-    error relative to how much the image shows, its variance: without it a small star on gray counts next to nothing
-    beside a large heart on white, and stays a blob. The 0.01 keeps blank images from outweighing all others.
-
-    perceptual: LPIPS or the like; None leaves its term out
+    It is the mean of |x - x̂| + (x - x̂)² · (1 + 0.3 / (variance of x + 0.01)). The paper writes
+    the square [VQGAN eq. 4], its code the absolute value. The gradient of the absolute value is no
+    larger for a missing shape than for a faint haze: alone it trained the toy far more slowly.
+    The term with 0.3 measures the error relative to how much the image shows, its variance: without
+    it a small star on gray counts next to nothing beside a large heart on white, and stays a blob.
+    The 0.01 keeps blank images from outweighing all others.
     """
     difference = images - reconstruction
-    variance = images.var(dim=(2, 3), correction=0).mean(dim=1) + 0.01                       # (b)
+    variance = images.var(dim=(2, 3), correction=0).mean(dim=1) + 0.01            # (b)
     weight = rearrange(1 + 0.3 / variance, "b -> b 1 1 1")
-    loss = (difference.abs() + weight * difference.square()).mean()
-    return loss if perceptual is None else loss + perceptual(images, reconstruction).mean()
+    return (difference.abs() + weight * difference.square()).mean()
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """Return -mean D(x̂), scores of any shape: minimising it raises the scores of reconstructions."""
+    """Return -mean D(x̂), scores of any shape: falling, it raises reconstructions' scores."""
     return -fake.mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): scores past 1 and -1 have no gradient."""
+    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): no gradient past 1 and -1."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
-    """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), a constant () in [0, 1e4] [VQGAN eq. 7].
+    """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), at most 1e4 [VQGAN eq. 7].
 
-    Both gradients are those of a loss () at the decoder's last convolution. Multiplied by λ, the adversarial loss has
-    as large a gradient there as the reconstruction loss, whatever the scale of the discriminator's scores. The bound and
-    1e-4 are from the authors' code; the paper has 1e-6 and no bound.
+    Both gradients are those of a loss () at the decoder's last convolution. Multiplied by λ, the
+    adversarial loss has as large a gradient there as the reconstruction loss, whatever the scale of
+    the discriminator's scores. The bound and 1e-4 are from the authors' code; the paper has 1e-6
+    and no bound.
     """
-    reconstruction_gradient, = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
-    adversarial_gradient, = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
-    return (reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(0, 1e4)
+    def gradient_norm(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, last_weight, retain_graph=True)[0].norm()
+
+    return (gradient_norm(reconstruction) / (gradient_norm(adversarial) + 1e-4)).clamp(0, 1e4)
 
 
-def generator_loss(images: Tensor, reconstruction: Tensor, codebook_loss: Tensor, last_weight: Tensor,
-                   discriminator: nn.Module | None = None, adversarial_weight: float = 0.8,
-                   perceptual: ImageDistance | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the generator's loss, reconstruction + codebook + adversarial_weight · λ · adversarial, and its parts.
+def generator_loss(
+    images: Tensor, reconstruction: Tensor, codebook_loss: Tensor, last_weight: Tensor,
+    discriminator: nn.Module | None = None, adversarial_weight: float = 0.8,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return reconstruction + codebook + adversarial_weight · λ · adversarial loss, and its parts.
 
     images, reconstruction: (b 3 h w) in [-1, 1]
     codebook_loss, last_weight: Quantised.loss, and the weight at which λ is measured
     discriminator: None leaves the adversarial term out
     returns: the loss () and a dict of its parts, detached, for the log
     """
-    pixels = reconstruction_loss(images, reconstruction, perceptual)
+    pixels = reconstruction_loss(images, reconstruction)
     loss = pixels + codebook_loss
     parts = {"reconstruction": pixels.detach(), "codebook": codebook_loss.detach()}
     if discriminator is not None:
@@ -88,7 +87,7 @@ def generator_loss(images: Tensor, reconstruction: Tensor, codebook_loss: Tensor
 def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
     """Return the discriminator's hinge loss of telling images from reconstruction (b 3 h w).
 
-    The reconstruction is detached: otherwise minimising this loss would train the generator to be recognised as fake.
+    The reconstruction is detached: this loss must not train the generator to be recognised.
     """
     return hinge_discriminator(discriminator(images), discriminator(reconstruction.detach()))
 

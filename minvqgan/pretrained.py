@@ -1,7 +1,8 @@
-"""Load a VQGAN from a checkpoint: recognise the layout by the file's content, and rename its keys to ours.
+"""Load a VQGAN from a checkpoint: recognise the layout by its content, rename its keys to ours.
 
-taming-transformers published f16 with 1024 and with 16384 codes, and f8 with a Gumbel codebook of 8192 codes;
-minDALL-E's first stage has the keys of f16 with 16384. All sizes are inferred from the tensors' shapes.
+taming-transformers published f16 with 1024 and with 16384 codes, and f8 with a Gumbel codebook of
+8192 codes; minDALL-E's first stage has the keys of f16 with 16384. All sizes are inferred from the
+tensors' shapes.
 """
 
 import os
@@ -20,10 +21,12 @@ from .errors import InputError
 from .layers import group_norm
 from .model import VQGAN, VQGANConfig
 
-# Files that a folder may keep its VQGAN in: a run of ours, minDALL-E, and three of taming-transformers
+# where a folder may keep its VQGAN: a run of ours, minDALL-E, and three of taming-transformers
 FILES = ("vqgan.pt", "stage1_last.ckpt", "last.ckpt", "checkpoints/last.ckpt", "ckpts/last.ckpt")
 
-# A key of taming-transformers becomes ours by all of these in turn; `from_taming` renumbers the decoder's levels.
+Found = tuple[VQGANConfig, dict[str, Tensor]]  # weights under our names
+
+# A key of taming-transformers becomes ours by all of these in turn.
 RENAMED = {
     r"^quant_conv\.": "to_codebook.",
     r"^post_quant_conv\.": "from_codebook.",
@@ -44,15 +47,18 @@ RENAMED = {
 }
 
 
-def from_ours(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
-    """Read {"kind": "vqgan", "config": its fields, "weights": state dict, ...}; None for anything else."""
-    if isinstance(checkpoint, dict) and checkpoint.get("kind") == "vqgan":
-        return VQGANConfig(**checkpoint["config"]), checkpoint["weights"]
-    return None
+def from_ours(checkpoint: Any, path: Path) -> Found | None:
+    """Read {"kind": "vqgan", "config": its fields, "weights": state dict}; else None."""
+    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != "vqgan":
+        return None
+    config = dict(checkpoint["config"])
+    if config.pop("l2_normalised", False):
+        raise InputError("its codes are l2_normalised, which is not supported: train it anew")
+    return VQGANConfig(**config), checkpoint["weights"]
 
 
-def from_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
-    """Read a state dict of taming-transformers, as it is or in Lightning's {"state_dict": it, ...}; else None."""
+def from_taming(checkpoint: Any, path: Path) -> Found | None:
+    """Read taming-transformers' state dict, bare or in Lightning's {"state_dict": it}; else None."""
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not any(str(key).startswith("decoder.up.") for key in state):
         return None
@@ -68,38 +74,45 @@ def from_taming(checkpoint: Any, path: Path) -> tuple[VQGANConfig, dict[str, Ten
         for pattern, ours in RENAMED.items():
             key = re.sub(pattern, ours, key)
         # theirs count the decoder's levels from the full resolution, ours in order of execution
-        key = re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.levels.{last - int(match[1])}", key)
+        key = re.sub(r"^decoder\.up\.(\d+)", lambda up: f"decoder.levels.{last - int(up[1])}", key)
         weights[key] = tensor
     if config.quantiser == "nearest":
-        # The codes of a new codebook count as dead: unless idle is zero, further training would overwrite them.
-        weights["codebook.idle"] = torch.zeros(config.codebook_size, dtype=torch.int64)
-        weights["codebook.share"] = torch.full((config.codebook_size,), 1 / config.codebook_size)
+        # new codes count as dead: unless idle is zero, further training would overwrite them
+        size = config.codebook_size
+        weights["codebook.idle"] = torch.zeros(size, dtype=torch.int64)
+        weights["codebook.share"] = torch.full((size,), 1 / size)
     return config, weights
 
 
 def infer_config(state: dict[str, Tensor], image_size: int) -> VQGANConfig:
-    """Infer the config from the shapes of a VQGAN's tensors, which have taming-transformers' names."""
+    """Infer the config from the shapes of tensors with taming-transformers' names."""
     def count(prefix: str) -> int:
-        return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+        names = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+        return len({name.split(".")[0] for name in names})
 
     channels = len(state["encoder.conv_in.weight"])
-    widths = [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(count("encoder.down."))]
+    levels = range(count("encoder.down."))
+    widths = [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) for i in levels]
     # No result depends on image_size: attention belongs to a level, whatever its side.
-    attend = [image_size // 2**i for i in range(len(widths)) if f"encoder.down.{i}.attn.0.q.weight" in state]
+    attend = [image_size // 2**i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state]
     if group_norm(channels).num_groups != 32:
-        raise InputError(f"its first layer is {channels} wide, which group_norm in layers.py does not divide into 32 "
-                         "groups, as the original does: it would load and compute something else")
+        raise InputError(f"its first layer is {channels} wide, which group_norm in layers.py does "
+                         "not divide into 32 groups, as the original does: it would load and "
+                         "compute something else")
     gumbel = "quantize.embed.weight" in state
-    codebook_size, codebook_dim = state["quantize.embed.weight" if gumbel else "quantize.embedding.weight"].shape
+    vectors = state["quantize.embed.weight" if gumbel else "quantize.embedding.weight"]
+    codebook_size, codebook_dim = vectors.shape
     return VQGANConfig(
-        image_size=image_size, channels=channels, multipliers=tuple(width // channels for width in widths),
+        image_size=image_size, channels=channels,
+        multipliers=tuple(width // channels for width in widths),
         residual_blocks=count("encoder.down.0.block."), attention_resolutions=tuple(attend),
-        z_channels=len(state["encoder.conv_out.weight"]), codebook_size=codebook_size, codebook_dim=codebook_dim,
+        z_channels=len(state["encoder.conv_out.weight"]),
+        codebook_size=codebook_size, codebook_dim=codebook_dim,
         quantiser="gumbel" if gumbel else "nearest", rate_weight=0.0)
 
 
 def training_side(path: Path) -> int:
-    """Find the side of the training images in a config beside the weights; without one 256, as all published have."""
+    """Find the side of the training images in a config beside the weights; 256 without one."""
     folder = path.absolute().parent
     for place in (folder, folder / "configs", folder.parent / "configs"):
         for file in sorted(place.glob("*.yaml")):
@@ -109,12 +122,14 @@ def training_side(path: Path) -> int:
     return 256
 
 
-# Name in error messages -> reader of a checkpoint and its path, which returns None for any other layout
-LAYOUTS = {"a vqgan.pt of this project": from_ours, "a VQGAN of taming-transformers or minDALL-E": from_taming}
+LAYOUTS = {  # by name in messages
+    "a vqgan.pt of this project": from_ours,
+    "a VQGAN of taming-transformers or minDALL-E": from_taming,
+}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> VQGAN:
-    """Build the VQGAN in a file or folder, in eval mode; raise an InputError of one line if it holds none."""
+    """Build the VQGAN in a file or folder, in eval mode; raise an InputError if it holds none."""
     path = locate(path)
     checkpoint = read(path)
     for layout, reader in LAYOUTS.items():
@@ -136,7 +151,9 @@ def as_input_error(path: Path, layout: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):
+            reason = f"{error.args[0]} is missing"
         raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
 
 
@@ -144,9 +161,10 @@ def locate(path: str | PathLike) -> Path:
     """Return `path` if it is no folder, else the first of FILES that the folder holds."""
     path = Path(path)
     if path.suffix == ".msgpack":
-        raise InputError(f"{path} holds Flax weights, which only Flax reads: load taming-transformers' "
-                         "f16 with 16384 codes, of which dalle-mini's VQGAN is a copy")
-    if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` says what is wrong with the path
+        raise InputError(f"{path} holds Flax weights, which only Flax reads: load "
+                         "taming-transformers' f16 with 16384 codes, of which dalle-mini's VQGAN is "
+                         "a copy")
+    if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` will, in one line
         return path
     for name in FILES:
         if os.path.isfile(path / name):
@@ -154,7 +172,8 @@ def locate(path: str | PathLike) -> Path:
     raise InputError(f"{path} has none of {', '.join(FILES)}: name the file itself")
 
 
-# `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` in both other packages'.
+# `ModelCheckpoint`, `read` and `fit` have twins in mindalle/pretrained.py, `describe` also in
+# minclip/pretrained.py.
 class ModelCheckpoint:
     """Stand in for the class of this name that old Lightning files mention: it holds nothing and does nothing."""
 

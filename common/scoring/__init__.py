@@ -1,1 +1,1 @@
-"""Measure trained models: the shapes world, folders of pictures, figures of held-out pictures."""
+"""Judge trained models: scores of a run, held-out figures during training, grades of `explain`."""

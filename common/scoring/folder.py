@@ -1,17 +1,15 @@
-"""The figures of a run on pictures of your own, all on held-out pictures, each a function of its own.
+"""Score a run over a folder on its held-out pictures.
 
-    CLIP      recall@1, @5, zero-shot, each beside chance
-    VQGAN     psnr, usage, perplexity
-    DALL·E    nats a code     how likely are true pictures, with their captions and without?
-              read back       does a classifier of true pictures find in a drawing what was asked for?
-              distance        how far are the drawings' features from those of true pictures? [Fréchet]
-              precision       how many drawings look like true pictures?
-              recall          how much of the variety of true pictures do drawings reach?
-              closer, copied  how often is a drawing closer to a training picture, and to one only, than new pictures are?
+    CLIP       recall@1 and @5, zero-shot     each beside chance
+    VQGAN      psnr, usage, perplexity
+    DALL·E     nats a code                    with the captions and without
+    drawings   read back           does a classifier of true pictures find what was asked for?
+               frechet distance    how far are their features from those of true pictures?
+               recall              how much of the variety of true pictures do they reach?
+               copied              is one training picture closer than all others?
 
-Half of the held-out pictures, A, lend their captions to the drawings, which then stand in for A in every comparison with the
-other half, B. What the true pictures of A themselves reach is the floor or the ceiling. There are as many pictures on every
-side, since these figures depend on their number: compare them with nothing else.
+Distance and recall depend on the number of pictures. So drawings are compared with one half of the
+true pictures, and the other half, of the same number, gives the floor and the ceiling.
 """
 
 import math
@@ -27,78 +25,54 @@ from torch import Tensor
 import data
 import mindalle
 import minclip
-import minvqgan
 
-from .classifier import train_classifier
-from .comparison import beside_closest, closest, covered, frechet_distance, share_below, standing_out
 from ..drawing.dalle import Drawing, generate_images
-from ..run.models import Models, reconstruct
 from ..drawing.unclip import DecoderSampling, draw, draw_embeddings
+from ..run.errors import file_errors
+from ..run.models import Models
+from ..run.pictures import Progress, contact_sheet, to_pil
+from .classifier import Classifier, resize, train_classifier
+from .shapes import Add, score_vqgan
 
 BATCH = 64
 MOST_CLASSES = 200  # distinct captions; with more, they are descriptions
-PER_CLASS = 8  # training pictures that a class has on average; the classifier cannot learn from fewer
+PER_CLASS = 8  # training pictures that a class has on average; a classifier needs as many
 CLASSIFIER_SECONDS = 60
-FEWEST = 16  # pictures on each side; distances between fewer say nothing
-SHEET = 16  # drawings that are shown beside the training pictures closest to them
+FEWEST = 16  # pictures in each set; distances between fewer mean nothing
+SHEET = 16  # drawings shown beside the training pictures closest to them
 
 
-# ---- CLIP ---------------------------------------------------------------------------------------
+def score_folder(models: Models, add: Add, train: data.Dataset, held_out: data.Dataset,
+                 drawing: Drawing, count: int, draws: int, seed: int) -> None:
+    """Report every figure that the run's models allow.
 
-
-def right_captions(captions: list[list[str]]) -> Tensor:
-    """Tell which texts are right for which picture: boolean (i j), whether the first caption of j is one of i's."""
-    return torch.tensor([[texts[0] in own for texts in captions] for own in map(set, captions)])
-
-
-def recall_chance(right: Tensor, k: int) -> tuple[float, float]:
-    """Return the recall at k of a random order, exactly: image to text, text to image; right boolean (i j).
-
-    With r right ones among n, k draws all miss with probability C(n - r, k) / C(n, k).
+    count: held-out pictures, chosen at random, as those of a folder are sorted by class
+    draws: captions drawn, those of the held-out pictures, so that classes are as frequent
     """
-    def chance(right: Tensor) -> float:
-        n, k_ = right.shape[1], min(k, right.shape[1])
-        misses = [math.comb(n - r, k_) / math.comb(n, k_) for r in right.sum(dim=1).tolist()]
-        return 1 - sum(misses) / len(misses)
-
-    return chance(right), chance(rearrange(right, "i j -> j i"))
-
-
-def zero_shot(images: Tensor, texts: Tensor, choices: list[str], captions: list[list[str]]) -> tuple[float, float]:
-    """Return the share of pictures whose closest caption of all is one of their own, and by chance.
-
-    images (b e), texts (choices e): embeddings, of any length; choices: all distinct captions; captions: each picture's own
-    """
-    closest = (F.normalize(images, dim=-1) @ rearrange(F.normalize(texts, dim=-1), "c e -> e c")).argmax(dim=1)
-    right = [choices[i] in own for i, own in zip(closest.tolist(), captions, strict=True)]
-    return sum(right) / len(right), sum(len(set(own)) for own in captions) / len(captions) / len(choices)
-
-
-# ---- DALL·E -------------------------------------------------------------------------------------
+    chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:count]
+    images = held_out.batch(chosen)                                                   # (n 3 h w)
+    captions = [held_out.captions[i] for i in chosen.tolist()]
+    if models.has("clip"):
+        score_clip(models, add, train, images, captions)
+    if models.has("vqgan"):
+        _, codes = score_vqgan(models, add, images.to(models.device))
+        if models.has("dalle"):
+            score_likelihood(models, add, [own[0] for own in captions], codes)
+    asked, drawings = list(islice(cycle(own[0] for own in captions), draws)), {}
+    if models.has("dalle"):
+        drawings[""] = generate_images(models, asked, drawing, seed)[0].cpu()
+    if all(map(models.has, ("clip", "prior", "decoder"))):
+        z = draw_embeddings(models, asked, seed)
+        drawings["unclip "] = draw(models, z, DecoderSampling(), seed).cpu()
+    if drawings:
+        score_drawings(models, add, train, images, captions, drawings, asked, seed)
+        score_copying(models, add, train, images, drawings, asked)
 
 
 @torch.no_grad()
-def nats_per_code(model: mindalle.DALLE, text: Tensor, codes: Tensor) -> float:
-    """Return the mean of -log p(code | the codes before it, the caption), text (n t), codes (n g g); lower is better.
-
-    ln v, with v the codebook's size, for a model that knows nothing. With the empty caption for everyone's, the difference
-    is what captions tell about pictures: 0 for a model that does not read.
-    """
-    total = 0.0
-    for some, picture in zip(text.split(BATCH), codes.split(BATCH), strict=True):
-        total += len(some) * mindalle.dalle_loss(*model(some, picture), some, picture)[2].item()
-    return total / len(text)
-
-
-# ---- Drawings beside true pictures --------------------------------------------------------------
-
-
-def class_names(train: data.Dataset) -> list[str] | None:
-    """Return the captions if they are classes: one for each picture, few in all, each with pictures enough; otherwise None."""
-    names = sorted({caption for captions in train.captions for caption in captions})
-    single = all(len(set(captions)) == 1 for captions in train.captions)
-    fit = single and 1 < len(names) <= MOST_CLASSES and len(train.captions) >= PER_CLASS * len(names)
-    return names if fit else None
+def in_batches(function: Callable, images: Tensor, device: str) -> Tensor:
+    """Apply a function to images (n 3 h w), a batch at a time -> its results (n ...) on the CPU."""
+    return torch.cat([function(part.to(device)).cpu() for part in images.split(BATCH)])
 
 
 def accuracy(names: list[str], captions: list[list[str]]) -> float:
@@ -106,148 +80,191 @@ def accuracy(names: list[str], captions: list[list[str]]) -> float:
     return sum(name in own for name, own in zip(names, captions, strict=True)) / len(names)
 
 
-# ---- `sample.py score` --------------------------------------------------------------------------
+# ---- CLIP and DALL·E ----------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def apply(function: Callable[[Tensor], Tensor], images: Tensor, device: str) -> Tensor:
-    """Apply a function to images (n 3 h w), a batch at a time -> its results (n ...) on the CPU."""
-    return torch.cat([function(part.to(device)).cpu() for part in images.split(BATCH)])
+def recall_chance(right: Tensor, k: int) -> float:
+    """Return the recall at k of a random order; right boolean (i j), whether j is right for i.
 
-
-@torch.no_grad()
-def draw_all(models: Models, captions: list[str], how: Drawing, seed: int) -> dict[str, Tensor]:
-    """Draw the captions with all that a run can draw with -> {prefix of its figures' names: images (n 3 h w)}."""
-    drawings = {}
-    if models.has("dalle"):
-        drawings[""] = generate_images(models, captions, how, seed)[0].cpu()
-    if all(map(models.has, ("clip", "prior", "decoder"))):
-        drawings["unclip "] = draw(models, draw_embeddings(models, captions, seed), DecoderSampling(), seed).cpu()
-    return drawings
-
-
-def score(models: Models, add: Callable, show: Callable[[str, Image.Image], None], train: data.Dataset,
-          held_out: data.Dataset, how: Drawing, count: int, draws: int, seed: int) -> None:
-    """Report every figure that the run's models allow, by add(name, value, note), with percent=False for other units.
-
-    show(name, picture): takes the sheet of drawings beside the training pictures closest to them
-    count: held-out pictures looked at, drawn at random: those of a folder are sorted by class
-    draws: captions drawn; those of the held-out pictures, so that classes are as frequent on both sides
+    With r right ones among n, k draws all miss with probability C(n - r, k) / C(n, k).
     """
-    some = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:count]
-    images = held_out.batch(some)                                                             # (n 3 h w)
-    captions = [held_out.captions[i] for i in some.tolist()]
-    if models.has("clip"):
-        score_clip(models, add, train, images, captions)
-    if models.has("vqgan"):
-        codes = score_vqgan(models, add, images)
-        if models.has("dalle"):
-            score_likelihood(models, add, captions, codes)
-    score_drawings(models, add, show, train, images, captions, how, draws, seed)
+    n = right.shape[1]
+    k = min(k, n)
+    misses = [math.comb(n - r, k) / math.comb(n, k) for r in right.sum(dim=1).tolist()]
+    return 1 - sum(misses) / len(misses)
 
 
-def score_clip(models: Models, add: Callable, train: data.Dataset, images: Tensor, captions: list[list[str]]) -> None:
-    """Report recall among the held-out pairs, and zero-shot accuracy where the captions are few."""
-    def embed_texts(texts: list[str]) -> Tensor:
-        return torch.cat([models.embed_text(texts[i : i + BATCH]).cpu() for i in range(0, len(texts), BATCH)])
-
-    z, right = apply(models.embed_images, images, models.device), right_captions(captions)
-    z_t = embed_texts([own[0] for own in captions])
+def score_clip(models: Models, add: Add, train: data.Dataset, images: Tensor,
+               captions: list[list[str]]) -> None:
+    """Report recall among held-out pairs, and zero-shot accuracy where captions are few."""
+    z = in_batches(models.embed_images, images, models.device)                        # (n e)
+    z_t = models.embed_text([own[0] for own in captions]).cpu()
+    right = torch.tensor([[texts[0] in own for texts in captions] for own in captions])
     for k in (1, 5):
-        for way, value, chance in zip(("image to text", "text to image"), minclip.recall_at_k(z, z_t, k, right),
-                                      recall_chance(right, k)):
-            add(f"recall@{k} {way}", value, f"among {len(z)}; chance {chance:.1%}")
+        to_text, to_image = minclip.recall_at_k(z, z_t, k, right)
+        note = f"among {len(z)}; chance"
+        add(f"recall@{k} image to text", to_text, f"{note} {recall_chance(right, k):.1%}")
+        add(f"recall@{k} text to image", to_image, f"{note} {recall_chance(right.mT, k):.1%}")
     choices = sorted({caption for own in (*train.captions, *captions) for caption in own})
     if len(choices) <= MOST_CLASSES:
-        value, chance = zero_shot(z, embed_texts(choices), choices, captions)
+        closest = (z @ F.normalize(models.embed_text(choices).cpu(), dim=-1).mT).argmax(dim=1)
+        value = accuracy([choices[i] for i in closest.tolist()], captions)
+        chance = sum(len(set(own)) for own in captions) / len(captions) / len(choices)
         add("zero-shot", value, f"among {len(choices)} captions; chance {chance:.1%}")
 
 
-def score_vqgan(models: Models, add: Callable, images: Tensor) -> Tensor:
-    """Report how well pictures (n 3 h w) survive the codes, and how many codes they use -> the codes (n g g)."""
-    vqgan = models.get("vqgan")
-    redrawn, codes = reconstruct(vqgan, images.to(models.device))
-    counts = torch.bincount(codes.flatten(), minlength=vqgan.config.codebook_size).float()
-    add("psnr", minvqgan.psnr(images, redrawn.cpu()).mean().item(), "dB", percent=False)
-    add("usage", minvqgan.usage(counts).item(), f"of {vqgan.config.codebook_size} codes, on {len(images)} pictures")
-    add("perplexity", minvqgan.perplexity(counts).item(), percent=False)
-    return codes
+@torch.no_grad()
+def nats_per_code(model: mindalle.DALLE, text: Tensor, codes: Tensor) -> float:
+    """Return the mean of -log p(code | codes before it, text), text (n t), codes (n g g).
+
+    A model that knows nothing has ln v, with v the size of the codebook.
+    """
+    total = 0.0
+    for its_text, its_codes in zip(text.split(BATCH), codes.split(BATCH), strict=True):
+        _, _, nats = mindalle.dalle_loss(*model(its_text, its_codes), its_text, its_codes)
+        total += len(its_text) * nats.item()
+    return total / len(text)
 
 
-def score_likelihood(models: Models, add: Callable, captions: list[list[str]], codes: Tensor) -> None:
-    """Report the nats per code of true pictures, with their captions and without, and the difference."""
+def score_likelihood(models: Models, add: Add, captions: list[str], codes: Tensor) -> None:
+    """Report the nats per code of true pictures, codes (n g g), with their captions and without."""
     model, tokenizer = models.dalle()
-    *text, empty = models.encode("dalle", tokenizer, [*(own[0] for own in captions), ""], model.config.text_length)
-    text = torch.stack(text)                                                                  # (n t)
-    with_caption = nats_per_code(model, text, codes)
-    without = nats_per_code(model, repeat(empty, "t -> n t", n=len(text)), codes)
-    guess = f"a guess among all codes: {math.log(model.config.image_vocab):.2f}"
-    add("nats a code", with_caption, f"with the caption; {guess}", percent=False)
-    add("nats a code, no caption", without, percent=False)
-    add("nats told by caption", without - with_caption, "a code", percent=False)
+    texts = [*captions, *[""] * len(captions)]
+    text, empty = models.encode("dalle", tokenizer, texts, model.config.text_length).chunk(2)
+    guess = f"true pictures; {math.log(model.config.image_vocab):.3g} for a guess"
+    add("nats a code", nats_per_code(model, text, codes), guess, percent=False)
+    add("nats a code, no caption", nats_per_code(model, empty, codes), percent=False)
 
 
-def score_drawings(models: Models, add: Callable, show: Callable, train: data.Dataset, images: Tensor,
-                   captions: list[list[str]], how: Drawing, draws: int, seed: int) -> None:
-    """Report how drawings compare with true pictures (n 3 h w), beside what true pictures themselves reach."""
-    def directions(x: Tensor) -> Tensor:
-        return F.normalize(models.embed_images(x), dim=-1)
+# ---- Drawings beside true pictures --------------------------------------------------------------
 
-    def name_all(x: Tensor) -> list[str]:
-        return [name for part in x.split(BATCH) for name in classifier.predict(part.to(models.device))]
 
-    asked = list(islice(cycle(own[0] for own in captions), draws))  # those of half A first
-    drawings = draw_all(models, asked, how, seed)
-    if not drawings:
-        return
-    describe, where = directions if models.has("clip") else None, "in CLIP's image embeddings"
+def class_names(train: data.Dataset) -> list[str] | None:
+    """Return the captions if they are classes: one a picture, few in all, each with examples."""
+    names = sorted({caption for captions in train.captions for caption in captions})
+    one_each = all(len(set(captions)) == 1 for captions in train.captions)
+    enough = len(train.captions) >= PER_CLASS * len(names)
+    return names if one_each and enough and 1 < len(names) <= MOST_CLASSES else None
+
+
+def score_drawings(models: Models, add: Add, train: data.Dataset, images: Tensor,
+                   captions: list[list[str]], drawings: dict[str, Tensor], asked: list[str],
+                   seed: int) -> None:
+    """Compare drawings, {prefix of the figures' names: images}, with true pictures (n 3 h w)."""
+    def read_back(x: Tensor, captions: list[list[str]]) -> float:
+        found = in_batches(lambda part: classifier(part).argmax(dim=1), x, models.device)
+        return accuracy([classes[i] for i in found.tolist()], captions)
+
     if classes := class_names(train):
         classifier = train_classifier(train, classes, seed, CLASSIFIER_SECONDS, models.device)
-        describe, where = classifier.features, "in the classifier's features"
-        ceiling = accuracy(name_all(images), captions)
-        add("read back true pictures", ceiling, f"by a classifier of {len(classes)} classes: the ceiling below")
+        describe = classifier.features
+        ceiling = read_back(images, captions)
+        add("read back true pictures", ceiling, f"the classifier, of {len(classes)} classes")
         for prefix, drawn in drawings.items():
-            add(f"{prefix}read back", accuracy(name_all(drawn), [[caption] for caption in asked]), f"ceiling {ceiling:.1%}")
-    n = min(draws, len(images) // 2)
+            value = read_back(drawn, [[caption] for caption in asked])
+            add(f"{prefix}read back", value, f"ceiling {ceiling:.1%}")
+    elif models.has("clip"):
+        describe = lambda x: F.normalize(models.embed_images(x), dim=-1)  # noqa: E731
+    else:
+        return
+    n = min(len(asked), len(images) // 2)
     if n < FEWEST:
-        print(f"no distances of drawings: they need {2 * FEWEST} held-out pictures and {FEWEST} drawings, "
-              f"here are {len(images)} and {draws}")
-    elif describe:
-        score_variety(add, {prefix: drawn[:n] for prefix, drawn in drawings.items()}, images[:n], images[n : 2 * n],
-                      lambda x: apply(describe, x, models.device), where)
-    score_copying(add, show, drawings, asked, images, train)
-
-
-def score_variety(add: Callable, drawings: dict[str, Tensor], half: Tensor, other: Tensor, describe: Callable[[Tensor], Tensor],
-                  where: str) -> None:
-    """Report distance, precision and recall of drawings, which stand in for one half of true pictures, against the other.
-
-    All are (n 3 h w) with the same n; describe: images -> features (n f)
-    """
-    true = describe(other)
-    figures = lambda x: (frechet_distance(x, true), covered(x, true), covered(true, x))  # noqa: E731
-    floor, best_precision, best_recall = figures(describe(half))
-    add("frechet floor", floor, f"between two halves of {len(half)} true pictures, {where}", percent=False)
+        print(f"no distances of drawings: they need {2 * FEWEST} held-out pictures, here "
+              f"{len(images)}, and {FEWEST} drawings, here {len(asked)}")
+        return
+    half, true = in_batches(describe, images[: 2 * n], models.device).split(n)       # each (n f)
+    floor, ceiling = frechet_distance(half, true), variety_recall(true, half)
+    add("frechet floor", floor, f"between two halves of {n} true pictures", percent=False)
     for prefix, drawn in drawings.items():
-        distance, precision, recall = figures(describe(drawn))
+        features = in_batches(describe, drawn[:n], models.device)
+        distance = frechet_distance(features, true)
         add(f"{prefix}frechet distance", distance, f"floor {floor:.4g}", percent=False)
-        add(f"{prefix}precision", precision, f"of drawings look like true pictures; true pictures: {best_precision:.1%}")
-        add(f"{prefix}recall", recall, f"of the variety of true pictures is reached; by true pictures: {best_recall:.1%}")
+        add(f"{prefix}recall", variety_recall(true, features), f"true pictures {ceiling:.1%}")
 
 
-def score_copying(add: Callable, show: Callable, drawings: dict[str, Tensor], asked: list[str], images: Tensor,
-                  train: data.Dataset) -> None:
-    """Report how many drawings are closer to training pictures than held-out pictures (n 3 h w) are, and show the closest."""
-    true, _ = closest(images, train)
-    new = len(images) >= FEWEST and true[:, 0].median() > 1e-6
-    if not new:
-        print(f"copied cannot be told: it needs {FEWEST} held-out pictures that are no training pictures too")
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Compare features (n f) by their Gaussians [Heusel et al. 2017, eq. 6]; 0 for equal sets.
+
+    |mean difference|² + tr(A + B - 2 (A^½ B A^½)^½) with the covariances A, B. Few pictures raise it.
+    """
+    a, b = a.double(), b.double()
+    A, B = (torch.cov(rearrange(x, "n f -> f n")) for x in (a, b))
+    values, vectors = torch.linalg.eigh(A)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT                          # A^½ (f f)
+    crossed = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0).sqrt().sum()
+    means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    return (means + A.trace() + B.trace() - 2 * crossed).clamp(min=0).item()
+
+
+def variety_recall(true: Tensor, drawn: Tensor, k: int = 3) -> float:
+    """Return the fraction of true features (n f) near drawn ones [Kynkäänniemi et al. 2019, eq. 2].
+
+    Near means no further away than the k-th nearest of the other drawn ones (m f).
+    """
+    def distances(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # exact if tiny
+
+    true, drawn = true.double(), drawn.double()
+    radius = distances(drawn, drawn).kthvalue(k + 1, dim=1).values                    # (m), from itself 0
+    return (distances(true, drawn) <= radius).any(dim=1).double().mean().item()
+
+
+def score_copying(models: Models, add: Add, train: data.Dataset, images: Tensor,
+                  drawings: dict[str, Tensor], asked: list[str]) -> None:
+    """Report and show whether drawings are copies; held-out pictures (n 3 h w) are none.
+
+    Near a copy, one training picture stands out. A smooth drawing is close to all of them.
+    """
+    true, _ = nearest_in_training(images, train)
+    told = len(images) >= FEWEST and true[:, 0].median() > 1e-6
+    if not told:
+        print(f"copied cannot be told: it needs {FEWEST} held-out pictures that are no training "
+              "pictures too")
     for prefix, drawn in drawings.items():
-        near, indices = closest(drawn, train)
-        show(f"{prefix}copied", beside_closest(drawn[:SHEET], asked, indices[:SHEET, 0], train))
-        if not new:
-            continue
-        add(f"{prefix}closer", share_below(near[:, 0], true[:, 0]),
-            "to a training picture than held-out ones are: 50% if new, more if smooth, 100% if copied")
-        add(f"{prefix}copied", share_below(standing_out(near), standing_out(true)),
-            "one training picture stands out more than for held-out ones: 50% if new, 100% if copied")
+        nearest, indices = nearest_in_training(drawn, train)
+        path = models.run / f"{prefix.replace(' ', '-')}copied.png"
+        with file_errors():
+            beside_nearest(drawn[:SHEET], asked, indices[:SHEET, 0], train).save(path)
+        print(f"wrote {path}")
+        if told:
+            add(f"{prefix}copied", copied_fraction(nearest, true),
+                "one training picture stands out: 50% if new, 100% if copied")
+
+
+@torch.no_grad()
+def nearest_in_training(images: Tensor, train: data.Dataset) -> tuple[Tensor, Tensor]:
+    """Find the two training pictures closest to each image (b 3 h w), compared at 32 pixels.
+
+    -> mean squared differences of pixels (b 2), indices (b 2), the closest first
+    """
+    def flat(x: Tensor) -> Tensor:
+        x = resize(x, min(32, images.shape[-1]))
+        return rearrange(x, "b c h w -> b (c h w)").double()  # or small differences are lost
+
+    wanted, progress = flat(images), Progress("comparing with training pictures")     # (b p)
+    distances = []
+    for indices in torch.arange(len(train)).split(BATCH):
+        distances.append(torch.cdist(wanted, flat(train.batch(indices))).float())     # (b s)
+        progress(int(indices[-1]) + 1, len(train))
+    nearest, indices = torch.cat(distances, dim=1).topk(2, largest=False)
+    return nearest.square() / wanted.shape[1], indices
+
+
+def copied_fraction(drawn: Tensor, true: Tensor) -> float:
+    """Return how often one training picture stands out more than for half of the true pictures.
+
+    drawn, true (n 2): differences to the two closest. Their ratio is 0 for copies, else near 1.
+    """
+    drawn, true = (x[:, 0] / x[:, 1].clamp(min=1e-12) for x in (drawn, true))
+    return (drawn < true.quantile(0.5)).double().mean().item()
+
+
+def beside_nearest(drawn: Tensor, captions: list[str], indices: Tensor,
+                   train: data.Dataset) -> Image.Image:
+    """Show each drawing (b 3 h w) left of the training picture closest to it, four pairs a row."""
+    pairs = zip(to_pil(drawn), to_pil(train.batch(indices)))
+    pictures = [picture for pair in pairs for picture in pair]
+    labels = []
+    for asked, i in zip(captions, indices.tolist()):
+        labels += [f"drawn: {asked}", f"closest: {train.captions[i][0]}"]
+    return contact_sheet(pictures, labels, columns=8)

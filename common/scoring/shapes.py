@@ -1,21 +1,19 @@
-"""Every figure by which a run is judged, each a function of its own.
+"""Score a run on the shapes world, whose judge reads a scene off the pixels.
 
-    CLIP      zero_shot, recall@1               DALL·E   nats a code, overlap, match
-    VQGAN     psnr, usage, perplexity, kept     judge    agreement on true pictures: the ceiling of kept and match
+    CLIP      zero-shot, recall@1
+    VQGAN     psnr, usage, perplexity, kept
+    DALL·E    match, reranked by CLIP and VQGAN
+    judge     agreement with true pictures, the ceiling of `kept` and `match`
 """
 
-import dataclasses
-import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from PIL import Image
 from torch import Tensor
 
 import data
@@ -23,53 +21,76 @@ import mindalle
 import minclip
 import minvqgan
 
-from . import folder as picture_scores
-from . import unclip as unclip_scores
 from ..drawing.dalle import Drawing, generate_images, preference
-from ..run.errors import InputError, file_errors
-from ..run.files import write_whole
-from ..training.settle import DATA
-from ..run.models import PACKAGES, Models, reconstruct
-from ..run.pictures import Progress
+from ..run.models import Models, reconstruct
 
-Embed = Callable[[Any], Tensor]  # texts, or images (b 3 h w) -> (b e)
+Add = Callable[..., None]         # add(name, value, note="", percent=True), as of Scores
+Embed = Callable[[Any], Tensor]   # texts, or images (b 3 h w) -> (b e)
+Draw = Callable[[list[str], int], tuple[Tensor, Tensor | None]]  # captions, seed -> images, codes
+
+
+def first_captions(images: data.Dataset, count: int) -> tuple[Tensor, list[str], bool]:
+    """Return the first pictures (b 3 h w), a caption of each, and whether all are scenes."""
+    indices = range(min(count, len(images)))
+    captions = [images.captions[i][0] for i in indices]
+    return images.batch(indices), captions, all(map(data.parse, captions))
+
+
+def true_scenes(count: int, size: int, seed: int,
+                device: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Draw scenes of every split -> {split: images (b 3 h w)}, {split: their captions}."""
+    images, captions = {}, {}
+    for split in data.SPLITS:
+        scenes = data.load("shapes", size, split, count, seed=seed + 1)
+        images[split], captions[split], _ = first_captions(scenes, count)
+    return {split: batch.to(device) for split, batch in images.items()}, captions
+
 
 # ---- CLIP ---------------------------------------------------------------------------------------
 
 
-def neighbours(scene: data.Scene, count: int, rng: random.Random) -> list[str]:
-    """Word `count` scenes that differ from this one in a single attribute: what CLIP must not confuse with it."""
-    changed = [dataclasses.replace(scene, background=b) for b in data.BACKGROUNDS]
+def similar_captions(scene: data.Scene, count: int, rng: random.Random) -> list[str]:
+    """Describe `count` scenes that differ from this one in a single attribute."""
+    changed = [replace(scene, background=background) for background in data.BACKGROUNDS]
     if scene.relation:
-        changed += [dataclasses.replace(scene, relation=r) for r in data.RELATIONS]
+        changed += [replace(scene, relation=relation) for relation in data.RELATIONS]
     for i, thing in enumerate(scene.objects):
-        things = [dataclasses.replace(thing, colour=c) for c in data.COLOURS]
-        things += [dataclasses.replace(thing, shape=s) for s in data.SHAPES]
-        things += [dataclasses.replace(thing, size=s) for s in ("small", "large")] if thing.size else []
-        changed += [dataclasses.replace(scene, objects=(*scene.objects[:i], t, *scene.objects[i + 1 :])) for t in things]
+        things = [replace(thing, colour=colour) for colour in data.COLOURS]
+        things += [replace(thing, shape=shape) for shape in data.SHAPES]
+        if thing.size:
+            things += [replace(thing, size=size) for size in ("small", "large")]
+        before, after = scene.objects[:i], scene.objects[i + 1 :]
+        changed += [replace(scene, objects=(*before, other, *after)) for other in things]
     captions = {s.caption for s in changed if len({o.colour for o in s.objects}) == len(s.objects)}
     return rng.sample(sorted(captions - {scene.caption}), count)
 
 
 @torch.no_grad()
-def zero_shot(embed_images: Embed, embed_text: Embed, images: Tensor, captions: list[str], seed: int) -> float:
-    """Return how often CLIP prefers the true caption to 15 that differ from it in one attribute: by chance 1/16."""
-    rng, z, right = random.Random(seed), embed_images(images), 0
+def zero_shot_of_16(embed_images: Embed, embed_text: Embed, images: Tensor, captions: list[str],
+                    seed: int) -> float:
+    """Return how often CLIP prefers the true caption to 15 similar ones, by chance 1/16."""
+    rng, z, right = random.Random(seed), embed_images(images), 0                    # z (b e)
     for start in range(0, len(captions), 32):
-        choices = [[caption, *neighbours(data.parse(caption), 15, rng)] for caption in captions[start : start + 32]]
-        z_t = rearrange(F.normalize(embed_text(sum(choices, [])), dim=-1), "(b k) e -> b k e", k=16)
-        right += (einsum(z_t, z[start : start + 32], "b k e, b e -> b k").argmax(dim=1) == 0).sum().item()
+        choices = []
+        for caption in captions[start : start + 32]:
+            choices += [caption, *similar_captions(data.parse(caption), 15, rng)]
+        z_t = F.normalize(embed_text(choices), dim=-1)
+        z_t = rearrange(z_t, "(b k) e -> b k e", k=16)
+        cosines = einsum(z_t, z[start : start + 32], "b k e, b e -> b k")
+        right += (cosines.argmax(dim=1) == 0).sum().item()
     return right / len(captions)
 
 
 @torch.no_grad()
-def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor, captions: list[str]) -> tuple[float, float]:
-    """Return how often a right one is closest, image to text and text to image; captions that say the same are all right."""
+def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor,
+                captions: list[str]) -> tuple[float, float]:
+    """Return how often a right answer is closest, image to text and text to image.
+
+    Captions of the same scene, such as "A above B" and "B below A", are all right.
+    """
     scenes = [data.parse(caption) for caption in captions]
-    worded = [scene.canonical.caption if scene else caption for scene, caption in zip(scenes, captions)]
-    number = {text: i for i, text in enumerate(dict.fromkeys(worded))}
-    numbers = torch.tensor([number[text] for text in worded], device=images.device)
-    same = rearrange(numbers, "i -> i 1") == rearrange(numbers, "j -> 1 j")
+    meanings = [scene.canonical if scene else caption for scene, caption in zip(scenes, captions)]
+    same = torch.tensor([[a == b for b in meanings] for a in meanings], device=images.device)
     return minclip.recall_at_k(embed_images(images), embed_text(captions), 1, same)
 
 
@@ -77,128 +98,75 @@ def recall_at_1(embed_images: Embed, embed_text: Embed, images: Tensor, captions
 
 
 def agreement(images: Tensor, captions: list[str]) -> float:
-    """Return how often the judge finds all that the caption says, and nothing else: images (b 3 h w) -> share in [0, 1]."""
+    """Return how often the judge finds in images (b 3 h w) all that their captions say, no more."""
     return sum(map(data.matches, data.to_pictures(images), captions)) / len(captions)
 
 
 @torch.no_grad()
-def match(models: Models, captions: list[str], how: Drawing, best_of: int, seed: int) -> tuple[float, float]:
-    """Draw each caption `best_of` times -> the agreement of the first pictures, and of those that CLIP and VQGAN like best."""
-    first, best = [], []
-    for start in range(0, len(captions), 32):
-        part = captions[start : start + 32]
-        images, codes = generate_images(models, [caption for caption in part for _ in range(best_of)], how, seed + start)
-        images, codes = (rearrange(drawn, "(b k) ... -> b k ...", k=best_of) for drawn in (images, codes))
+def match(models: Models, captions: list[str], draw: Draw, best_of: int, seed: int,
+          at_once: int = 32) -> tuple[float, float | None]:
+    """Draw each caption `best_of` times -> agreement of the first images, and of the preferred.
+
+    draw: (captions, seed) -> images (b c h w), and their codes (b g g) if they have some
+    at_once: captions in a batch. The second figure is None where there is nothing to choose.
+    """
+    first, preferred = [], []
+    for start in range(0, len(captions), at_once):
+        part = captions[start : start + at_once]
+        repeated = [caption for caption in part for _ in range(best_of)]
+        images, codes = draw(repeated, seed + start)
+        images = rearrange(images, "(b k) c h w -> b k c h w", k=best_of)
         first.append(images[:, 0])
-        if models.has("clip"):
-            best += [candidates[mindalle.rerank(candidates, preference(models, caption, drawn))[0]]
-                     for caption, candidates, drawn in zip(part, images, codes)]
-    return agreement(torch.cat(first), captions), agreement(torch.stack(best), captions) if best else 0.0
+        if best_of > 1:
+            codes = [None] * len(part) if codes is None else codes.split(best_of)   # each (k g g)
+            for caption, candidates, its_codes in zip(part, images, codes):
+                score = preference(models, caption, its_codes)
+                preferred.append(candidates[mindalle.rerank(candidates, score)[0]])
+    best = agreement(torch.stack(preferred), captions) if preferred else None
+    return agreement(torch.cat(first), captions), best
 
 
-def first_captions(images: data.Dataset, count: int) -> tuple[Tensor, list[str], bool]:
-    """Return the first pictures (b 3 h w), a caption of each, and whether they are scenes of the shapes world."""
-    indices = range(min(count, len(images)))
-    captions = [images.captions[i][0] for i in indices]
-    return images.batch(indices), captions, all(map(data.parse, captions))
+def score_vqgan(models: Models, add: Add, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Report how images (b 3 h w) survive coding -> images (b 3 h w), codes (b g g)."""
+    vqgan = models.get("vqgan")
+    redrawn, codes = reconstruct(vqgan, images)
+    size = vqgan.config.codebook_size
+    counts = torch.bincount(codes.flatten(), minlength=size).float()
+    add("psnr", minvqgan.psnr(images, redrawn).mean().item(), "dB", percent=False)
+    add("usage", minvqgan.usage(counts).item(), f"of {size} codes, on {len(images)} pictures")
+    add("perplexity", minvqgan.perplexity(counts).item(), percent=False)
+    return redrawn, codes
 
 
-# ---- `sample.py score` --------------------------------------------------------------------------
-
-
-class Report:
-    """Print figures and write them to scores.json as they come."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.figures = path, {"settings": settings, "printed": {}}
-        if path.exists() and "settings" not in path.read_text(errors="replace"):
-            raise InputError(f"{path} was not written by this command, which would overwrite it: name another --run")
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def add(self, name: str, value: float, note: str = "", percent: bool = True) -> None:
-        self.figures[name] = round(value, 4)
-        shown = f"{value:.1%}" if percent else f"{value:.3g}"
-        self.figures["printed"][name] = [shown, note]  # for the report
-        print(f"{name:28} {shown:>8} {note}", flush=True)
-        write_whole(self.path, lambda file: file.write((json.dumps(self.figures, indent=1) + "\n").encode()))
-
-
-def trained_on(models: Models) -> dict[str, Any]:
-    """Return what the run's models were trained on, by the fields of their job. Raises InputError if they differ."""
-    there = [name for name in PACKAGES if models.has(name)]
-    if not there:
-        models.get("clip")  # says what is missing
-    sources = {}
-    for name in there:
-        state = models.checkpoint(name)
-        job = state.get("job", state)
-        sources[name] = {field: job[field] for field in DATA if job.get(field)}
-        if "data" not in sources[name] or sources[name] != sources[there[0]]:
-            raise InputError(f"{models.files[name]} was trained on {sources[name].get('data', 'other pictures')}, so there is nothing to "
-                             "score it on: score needs models that train.py trained on one data set")
-    return sources[there[0]]
-
-
-def score(models: Models, how: Drawing, count: int = 512, draws: int = 128, best_of: int = 8, seed: int = 0) -> None:
-    """Report every figure that the run's models and data allow, and write them to scores.json."""
-    source = trained_on(models)
-    first = "vqgan" if models.has("dalle") else next(filter(models.has, ("clip", "vqgan", "decoder")), "clip")
-    size = models.get(first).config.image_size
-    report = Report(models.run / "scores.json", {"count": count, "draws": draws, "best_of": best_of, "seed": seed, **asdict(how)})
-    if source["data"] == "shapes":
-        score_shapes(models, report, how, count, draws, best_of, seed, size)
-    else:
-        score_pictures(models, report, source, how, count, draws, seed, size)
-    print(f"wrote {report.path}")
-
-
-def score_pictures(models: Models, report: Report, source: dict[str, Any], how: Drawing, count: int, draws: int, seed: int,
-                   size: int) -> None:
-    """Report the figures of a run over a folder, on its held-out pictures."""
-    def show(name: str, sheet: Image.Image) -> None:
-        with file_errors():
-            path = models.run / f"{name.replace(' ', '-')}.png"
-            sheet.save(path)
-            print(f"wrote {path}")
-
-    options = {"layout": source.get("layout"), "class_names": source.get("class_names", ())}
-    train, held_out = (data.load(source["data"], size, split, progress=Progress("reading pictures"), cache=models.run, **options)
-                       for split in ("train", "held-out"))
-    picture_scores.score(models, report.add, show, train, held_out, how, count, draws, seed)
-
-
-def score_shapes(models: Models, report: Report, how: Drawing, count: int, draws: int, best_of: int, seed: int, size: int) -> None:
-    """Report the figures of a run over the shapes world, beside the judge's ceiling on true pictures of each split."""
-    there = [name for name in PACKAGES if models.has(name)]
-    true = {split: data.load("shapes", size, split, count, seed=seed + 1) for split in data.SPLITS}
-    images = {split: true[split].batch(range(count)).to(models.device) for split in data.SPLITS}
-    captions = {split: [texts[0] for texts in true[split].captions] for split in data.SPLITS}
+def score_shapes(models: Models, add: Add, images: dict[str, Tensor],
+                 captions: dict[str, list[str]], drawing: Drawing, draws: int, best_of: int,
+                 seed: int) -> None:
+    """Report the figures of CLIP, VQGAN and DALL·E on true scenes, images (b 3 h w) by split."""
     ceiling = {split: agreement(images[split], captions[split]) for split in data.SPLITS}
     for split, value in ceiling.items():
-        report.add(f"judge {split}", value, "agreement of the judge with true scenes: the ceiling below")
-    if "clip" in there:
+        add(f"judge {split}", value, "agreement of the judge with true scenes: the ceiling below")
+    unseen, count = images["unseen"], len(images["unseen"])
+    if models.has("clip"):
+        embed = models.embed_images, models.embed_text
         for split in ("unseen", "novel"):
-            value = zero_shot(models.embed_images, models.embed_text, images[split], captions[split], seed)
-            report.add(f"zero-shot {split}", value, f"among 16 captions; chance {1 / 16:.1%}")
-        to_text, to_image = recall_at_1(models.embed_images, models.embed_text, images["unseen"], captions["unseen"])
-        report.add("recall@1 image to text", to_text, f"among {count}; chance {1 / count:.1%}")
-        report.add("recall@1 text to image", to_image, f"among {count}; chance {1 / count:.1%}")
-    if "vqgan" in there:
-        vqgan = models.get("vqgan")
-        redrawn, codes = reconstruct(vqgan, images["unseen"])
-        counts = torch.bincount(codes.flatten(), minlength=vqgan.config.codebook_size).float()
-        report.add("psnr", minvqgan.psnr(images["unseen"], redrawn).mean().item(), "dB", percent=False)
-        report.add("usage", minvqgan.usage(counts).item(), f"of {vqgan.config.codebook_size} codes, on {count} pictures")
-        report.add("perplexity", minvqgan.perplexity(counts).item(), percent=False)
-        report.add("kept", agreement(redrawn, captions["unseen"]), f"ceiling {ceiling['unseen']:.1%}")
-    if "dalle" in there:
+            value = zero_shot_of_16(*embed, images[split], captions[split], seed)
+            add(f"zero-shot {split}", value, f"among 16 captions; chance {1 / 16:.1%}")
+        to_text, to_image = recall_at_1(*embed, unseen, captions["unseen"])
+        add("recall@1 image to text", to_text, f"among {count}; chance {1 / count:.1%}")
+        add("recall@1 text to image", to_image, f"among {count}; chance {1 / count:.1%}")
+    if models.has("vqgan"):
+        redrawn, _ = score_vqgan(models, add, unseen)
+        add("kept", agreement(redrawn, captions["unseen"]), f"ceiling {ceiling['unseen']:.1%}")
+    if models.has("dalle"):
+        def draw(captions: list[str], seed: int) -> tuple[Tensor, Tensor]:
+            return generate_images(models, captions, drawing, seed)
+
         for split in data.SPLITS:
-            many = best_of if split != "train" and "clip" in there else 1  # those that training showed are for comparison
-            plain, reranked = match(models, captions[split][:draws], how, many, seed)
-            report.add(f"match {split}", plain, f"ceiling {ceiling[split]:.1%}")
-            if many > 1:
-                report.add(f"match {split} reranked", reranked, f"best of {best_of} by CLIP and VQGAN; ceiling {ceiling[split]:.1%}")
-    if "prior" in there and "decoder" in there:
-        some = slice(0, draws)
-        unclip_scores.score(models, report.add, images["unseen"][some], {split: captions[split][some] for split in captions},
-                            best_of, seed)
+            # training captions are there for comparison: one drawing each is enough
+            candidates = best_of if split != "train" and models.has("clip") else 1
+            plain, reranked = match(models, captions[split][:draws], draw, candidates, seed)
+            limit = f"ceiling {ceiling[split]:.1%}"
+            add(f"match {split}", plain, limit)
+            if reranked is not None:
+                add(f"match {split} reranked", reranked,
+                    f"best of {best_of} by CLIP and VQGAN; {limit}")

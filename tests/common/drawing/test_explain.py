@@ -1,26 +1,22 @@
 """`python sample.py explain`: what it records, what it shows, and how it is graded."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from PIL import Image
 from torch import nn
 
 import mindalle
 import minclip
 import minvqgan
-from common.scoring import explain as explain_scores
 from common.drawing.explaining import (
     looks, most_used, most_varied, pieces, recorded, squares, swap_rarest, word_choices, word_log_probabilities, word_maps,
 )
 from common.run.models import Models
 from conftest import refused, samples
-from data import shapes
 
 SMALL = mindalle.DALLEConfig(text_vocab=20, image_vocab=8, text_length=4, grid=3, width=16, layers=2, heads=2)
 
@@ -162,45 +158,6 @@ def test_the_most_used_codes_are_the_codebooks_or_else_the_pictures():
     assert most_used(vqgan, codes, 20)[0] == 7 and len(most_used(vqgan, codes, 20)) == 20
 
 
-# ---- The grades ----
-
-
-def test_a_map_points_at_an_object_where_it_is_highest_inside_it():
-    heat, masks = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool)
-    heat[:, 1, 2], masks[0, 1, 2], masks[1, 2, 1] = 1, True, True
-    assert explain_scores.pointing(heat, masks).tolist() == [True, False]
-
-
-def test_the_mask_of_each_graded_word_has_the_colour_that_the_word_says():
-    colours = {name: torch.tensor(rgb) / 127.5 - 1 for name, rgb in shapes.COLOURS.items()}
-    for scene in explain_scores.graded_scenes(20, 64, 0):
-        words = [scene.words[colour] for colour, _ in scene.places]
-        for word, mask in zip(words, scene.masks):
-            pixels = rearrange(scene.image, "c h w -> h w c")[mask]
-            found = {name for name in words if ((pixels - colours[name]).abs().sum(dim=-1) < 0.02).any()}
-            assert found == {word}
-        assert all(scene.words[shape] in shapes.SHAPES for _, shape in scene.places)
-        assert shapes.split_of(" ".join(scene.words)) == "unseen"
-
-
-def test_the_share_on_own_words_is_one_where_codes_look_at_no_other():
-    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
-    masks[0, :2], masks[1, 2:] = True, True
-    scene, looked = SimpleNamespace(masks=masks), torch.zeros(1, 2, 4, 6)  # one scene, two layers, 2 x 2 codes, 6 tokens
-    looked[0, 0, :2, 1], looked[0, 0, 2:, 3] = 1, 1     # layer 0: each its own word
-    looked[0, 1, :, 1] = 1                              # layer 1: all the first object's
-    shares = explain_scores.own_share(looked, [scene], [[[1], [3]]], 2)
-    assert shares.tolist() == [1.0, 0.5]
-
-
-def test_attention_weighed_by_gradient_differs_from_word_to_word_and_plain_attention_does_not():
-    torch.manual_seed(0)
-    model, choices = minclip.CLIP(minclip.CLIPConfig(vision_layers=2)), F.normalize(torch.randn(2, 3, 128), dim=-1)
-    plain, relevant = explain_scores.attention_maps(model, torch.randn(3, 32, 32), choices)
-    assert plain.shape == relevant.shape == (2, 32, 32) and plain[0].equal(plain[1])
-    assert not relevant[0].equal(relevant[1]) and relevant.min() >= 0
-
-
 # ---- The command ----
 
 
@@ -259,23 +216,6 @@ def test_a_run_without_models_and_a_command_without_a_caption_are_refused(tmp_pa
 
 def test_a_picture_must_be_named_where_there_is_no_model_to_draw_one(trained, tmp_path):
     assert "--image FILE" in refused("sample", "explain", "a", "--run", tmp_path, "--clip", trained / "clip.pt")
-
-
-def test_grades_need_the_shapes_world(trained, tmp_path):
-    line = refused("sample", "explain", "--grade", 2, "--run", trained, "--out", tmp_path)
-    assert "where the place of every object is known" in line
-
-
-def test_grades_are_written_beside_what_chance_and_random_weights_give(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(explain_scores, "trained_on", lambda models: {"data": "shapes"})
-    models = Models(trained, "cpu")
-    monkeypatch.setattr(explain_scores, "word_choices", lambda models, caption: (caption.split(), F.normalize(torch.randn(
-        len(caption.split()), 3, models.get("clip").config.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)))
-    explain_scores.grade_clip(models, report := explain_scores.Report(tmp_path / "explain.json", {}), 2, 0)
-    explain_scores.grade_vqgan(models, report, 2, 0)
-    figures = json.loads((tmp_path / "explain.json").read_text())
-    assert {"clip occlusion", "clip chance", "clip random weights", "clip Chefer et al.", "vqgan own square"} <= set(figures)
-    assert 0 < figures["clip chance"] < 0.15 and figures["vqgan own square"] <= figures["vqgan within one square"] <= 1
 
 
 def test_an_animation_of_ours_is_replaced_and_another_is_not(trained, tmp_path, picture):

@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 
 from ..run.errors import InputError, ignore_output
 from ..run.folder import Run
+from ..run.symptoms import symptoms
 from .bounds import Expected
 from .device import choose_threads, faster_precision
 from .distributed import LEADER, WORLD, agree, mean
 from .settle import Budget
 from .sources import Images
-from .symptoms import symptoms
 
 SAVE_EVERY = 30  # fewest seconds between checkpoints, each with figures of held-out pictures
 LOG_EVERY = 10  # steps between lines of the log

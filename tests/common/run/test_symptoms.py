@@ -9,7 +9,7 @@ from conftest import ROOT, TINY, trains
 
 from benchmarks.failures import DRAWINGS, FAILURES, broken_files
 from common.run.errors import InputError
-from common.training.symptoms import column, symptoms
+from common.run.symptoms import column, symptoms
 
 GUIDE = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
 
@@ -87,7 +87,7 @@ def test_other_models_of_the_run_are_not_blamed():
 def test_train_names_what_it_notices_once_and_where_to_read_on(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("common.training.loop.SAVE_EVERY", 0)
     monkeypatch.setattr("common.training.loop.HELD_OUT_FRACTION", math.inf)
-    monkeypatch.setattr("common.training.symptoms.EARLY_STEPS", 4)
+    monkeypatch.setattr("common.run.symptoms.EARLY_STEPS", 4)
     words = ["--data", folder, "--run", tmp_path, "--steps", 8, "--learning-rate", 0, *TINY["clip"].split()]
     trains("clip", *words)
     lines = [line for line in capsys.readouterr().out.splitlines() if "docs/failures.md" in line]
@@ -101,7 +101,7 @@ def anchors(text):
 
 
 def test_every_entry_that_train_names_is_a_heading():
-    source = (ROOT / "common" / "training" / "symptoms.py").read_text(encoding="utf-8")
+    source = (ROOT / "common" / "run" / "symptoms.py").read_text(encoding="utf-8")
     named = set(re.findall(r'"([a-z-]+)": (?:stuck|collapsed|overpowered|by_heart)', source))
     assert len(named) == 4 and named <= anchors(GUIDE)
 

@@ -8,8 +8,9 @@ Scenes have two objects, and captions that training never showed. A ring's hole 
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,32 +26,28 @@ from ..run.models import Models
 from .scores import Scores, trained_on
 
 
-@dataclass(frozen=True)
-class GradedScene:
-    """A scene of two objects, with the index of each one's colour word; its shape word follows."""
-
-    image: Tensor              # (3 h w) in [-1, 1]
-    words: list[str]           # of the caption
-    colour_words: list[int]
-    masks: Tensor              # (2 h w) boolean: the pixels of each object
+class GradedScene(NamedTuple):
+    image: Tensor            # (3 h w) in [-1, 1]
+    words: list[str]         # of the caption
+    colour_words: list[int]  # where the colour of each object stands; its shape follows
+    masks: Tensor            # (2 h w) boolean, the pixels of each object
 
 
-def graded_scenes(count: int, side: int, seed: int) -> list[GradedScene]:
+def graded_scenes(count: int, side: int, seed: int) -> Iterator[GradedScene]:
     """Draw scenes of two objects from the unseen split; the same whatever the side."""
-    rng, found = random.Random(seed), []
-    while len(found) < count:
+    rng = random.Random(seed)
+    while count:
         scene = data.random_scene(rng, "unseen")
         if scene.relation is None:
             continue
-        places, words, background = data.place(scene, rng), scene.caption.split(), scene.background
+        count -= 1
+        places, words = data.place(scene, rng), scene.caption.split()
         parts = [(o.shape, p, data.COLOURS[o.colour]) for o, p in zip(scene.objects, places)]
-        picture = data.paint(parts, data.BACKGROUNDS[background], side)
+        picture = data.paint(parts, data.BACKGROUNDS[scene.background], side)
         filled = [("circle" if shape == "ring" else shape, p, 255) for shape, p, _ in parts]
         masks = np.stack([data.paint([part], 0, side) > 127 for part in filled])
-        colour_words = [words.index(o.colour) for o in scene.objects]  # two different colours
-        image = to_float(np.stack([picture]))[0]
-        found.append(GradedScene(image, words, colour_words, torch.from_numpy(masks)))
-    return found
+        yield GradedScene(to_float(np.stack([picture]))[0], words,
+                          [words.index(o.colour) for o in scene.objects], torch.from_numpy(masks))
 
 
 def untrained(model: nn.Module, seed: int) -> nn.Module:
@@ -88,33 +85,31 @@ def own_fractions(attention: Tensor, masks: Tensor, tokens: list[list[int]]) -> 
     """Return for each object the fraction (l) of attention on its own words, of that on both's.
 
     attention (l n j) of the codes; masks (2 h w); tokens: where each object's words stand.
-    A code belongs to an object that fills half of its square; an object may have none.
+    An object's codes are those whose square it fills by half; it may have none.
     """
     g = round(attention.shape[1] ** 0.5)
-    fills = reduce(masks.float(), "o (g1 p) (g2 q) -> o (g1 g2)", "mean", g1=g, g2=g)
+    its = reduce(masks.float(), "o (g1 p) (g2 q) -> o (g1 g2)", "mean", g1=g, g2=g) >= 0.5
     on = torch.stack([attention[..., places].sum(dim=-1) for places in tokens])         # (2 l n)
-    means = [on[:, :, fills[i] >= 0.5].mean(dim=-1) for i in (0, 1)]                     # (2 l) each
-    return [mean[i] / mean.sum(dim=0) for i, mean in enumerate(means) if (fills[i] >= 0.5).any()]
+    means = [on[:, :, its[i]].mean(dim=-1) for i in (0, 1)]                             # each (2 l)
+    return [mean[i] / mean.sum(dim=0) for i, mean in enumerate(means) if its[i].any()]
 
 
 def grade_dalle(models: Models, scores: Scores, count: int, seed: int) -> None:
     """Report the fraction of attention on an object's own words, for the layer that has most."""
     (dalle, tokenizer), vqgan = models.dalle(), models.get("vqgan")
-    length, values = dalle.config.text_length, {dalle: [], untrained(dalle, seed): []}
+    length, fractions = dalle.config.text_length, {dalle: [], untrained(dalle, seed): []}
     for scene in graded_scenes(count, vqgan.config.image_size, seed):
-        # `end` has the highest id, and stands behind the tokens of the first i words
-        starts = [int(tokenizer.encode([" ".join(scene.words[:i])], length).argmax())
-                  for i in range(len(scene.words) + 1)]
-        tokens = [list(range(starts[i], starts[i + 2])) for i in scene.colour_words]
-        text = models.encode("dalle", tokenizer, [" ".join(scene.words)], length)        # (1 t)
-        codes = vqgan.encode(scene.image[None].to(models.device))                        # (1 g g)
-        for model, fractions in values.items():
+        prefixes = [" ".join(scene.words[:i]) for i in range(len(scene.words) + 1)]
+        ends = tokenizer.encode(prefixes, length).argmax(dim=1)  # `end` has the highest id
+        tokens = [list(range(ends[i], ends[i + 2])) for i in scene.colour_words]
+        text = models.encode("dalle", tokenizer, prefixes[-1:], length)                 # (1 t)
+        codes = vqgan.encode(scene.image[None].to(models.device))                       # (1 g g)
+        for model, values in fractions.items():
             attention = attention_of_codes(model, text, codes)[0].cpu()
-            fractions += own_fractions(attention, scene.masks, tokens)
-    trained, random_weights = (torch.stack(fractions).mean(dim=0) for fractions in values.values())
-    layer = int(trained.argmax())
-    scores.add("dalle own words", trained[layer].item(), f"in layer {layer + 1}, the best; half if "
-               "it cannot tell the objects apart")
+            values += own_fractions(attention, scene.masks, tokens)
+    trained, random_weights = (torch.stack(values).mean(dim=0) for values in fractions.values())
+    scores.add("dalle own words", trained.max().item(),
+               f"in layer {trained.argmax() + 1}; half if it cannot tell the objects apart")
     scores.add("dalle random weights", random_weights.max().item(), "in the best layer")
 
 
@@ -123,7 +118,7 @@ def grade_vqgan(models: Models, scores: Scores, count: int, seed: int) -> None:
     """Report how much of the squared change lies in the square of the code that was swapped."""
     vqgan, inside = models.get("vqgan"), []
     for scene in graded_scenes(count, vqgan.config.image_size, seed):
-        codes = vqgan.encode(scene.image[None].to(models.device))[0]                     # (g g)
+        codes = vqgan.encode(scene.image[None].to(models.device))[0]                    # (g g)
         swapped, place = swap_rarest(codes)
         before, after = vqgan.decode(torch.stack([codes, swapped])).clamp(-1, 1)
         g = len(codes)
@@ -137,11 +132,9 @@ def grade(models: Models, path: Path, count: int, seed: int) -> None:
     if trained_on(models)["data"] != "shapes":
         raise InputError("--grade needs a run on the shapes world, where the place of every object "
                          "is known")
-    scores = Scores(path, {"grade": count, "seed": seed})
-    if models.has("clip"):
-        grade_clip(models, scores, count, seed)
-    if models.has("vqgan"):
-        grade_vqgan(models, scores, count, seed)
-        if models.has("dalle"):
-            grade_dalle(models, scores, count, seed)
+    scores, has_vqgan = Scores(path, {"grade": count, "seed": seed}), models.has("vqgan")
+    for there, grade_model in ((models.has("clip"), grade_clip), (has_vqgan, grade_vqgan),
+                               (has_vqgan and models.has("dalle"), grade_dalle)):
+        if there:
+            grade_model(models, scores, count, seed)
     print(f"wrote {path}")

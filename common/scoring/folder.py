@@ -19,7 +19,6 @@ from itertools import cycle, islice
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from PIL import Image
 from torch import Tensor
 
 import data
@@ -39,7 +38,7 @@ MOST_CLASSES = 200  # distinct captions; with more, they are descriptions
 PER_CLASS = 8  # training pictures that a class has on average; a classifier needs as many
 CLASSIFIER_SECONDS = 60
 FEWEST = 16  # pictures in each set; distances between fewer mean nothing
-SHEET = 16  # drawings shown beside the training pictures closest to them
+SHEET = 12  # drawings shown above the training pictures closest to them
 
 
 def score_folder(models: Models, add: Add, train: data.Dataset, held_out: data.Dataset,
@@ -114,26 +113,20 @@ def score_clip(models: Models, add: Add, train: data.Dataset, images: Tensor,
 
 
 @torch.no_grad()
-def nats_per_code(model: mindalle.DALLE, text: Tensor, codes: Tensor) -> float:
-    """Return the mean of -log p(code | codes before it, text), text (n t), codes (n g g).
-
-    A model that knows nothing has ln v, with v the size of the codebook.
-    """
-    total = 0.0
-    for its_text, its_codes in zip(text.split(BATCH), codes.split(BATCH), strict=True):
-        _, _, nats = mindalle.dalle_loss(*model(its_text, its_codes), its_text, its_codes)
-        total += len(its_text) * nats.item()
-    return total / len(text)
-
-
 def score_likelihood(models: Models, add: Add, captions: list[str], codes: Tensor) -> None:
-    """Report the nats per code of true pictures, codes (n g g), with their captions and without."""
+    """Report the mean of -log p(code | codes before it, caption), and without the caption.
+
+    codes (n g g): those of true pictures
+    """
     model, tokenizer = models.dalle()
-    texts = [*captions, *[""] * len(captions)]
-    text, empty = models.encode("dalle", tokenizer, texts, model.config.text_length).chunk(2)
-    guess = f"true pictures; {math.log(model.config.image_vocab):.3g} for a guess"
-    add("nats a code", nats_per_code(model, text, codes), guess, percent=False)
-    add("nats a code, no caption", nats_per_code(model, empty, codes), percent=False)
+    note = f"of true pictures; a guess: {math.log(model.config.image_vocab):.3g}"
+    empty = [""] * len(captions)
+    for name, texts in {"nats a code": captions, "nats a code, no caption": empty}.items():
+        text, total = models.encode("dalle", tokenizer, texts, model.config.text_length), 0.0
+        for ids, part in zip(text.split(BATCH), codes.split(BATCH), strict=True):
+            _, _, nats = mindalle.dalle_loss(*model(ids, part), ids, part)
+            total += len(ids) * nats.item()
+        add(name, total / len(text), note, percent=False)
 
 
 # ---- Drawings beside true pictures --------------------------------------------------------------
@@ -185,7 +178,7 @@ def score_drawings(models: Models, add: Add, train: data.Dataset, images: Tensor
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Compare features (n f) by their Gaussians [Heusel et al. 2017, eq. 6]; 0 for equal sets.
 
-    |mean difference|² + tr(A + B - 2 (A^½ B A^½)^½) with the covariances A, B. Few pictures raise it.
+    |mean difference|² + tr(A + B - 2 (A^½ B A^½)^½), with covariances A, B. Few pictures raise it.
     """
     a, b = a.double(), b.double()
     A, B = (torch.cov(rearrange(x, "n f -> f n")) for x in (a, b))
@@ -205,26 +198,30 @@ def variety_recall(true: Tensor, drawn: Tensor, k: int = 3) -> float:
         return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # exact if tiny
 
     true, drawn = true.double(), drawn.double()
-    radius = distances(drawn, drawn).kthvalue(k + 1, dim=1).values                    # (m), from itself 0
+    # the nearest is the point itself
+    radius = distances(drawn, drawn).kthvalue(k + 1, dim=1).values                    # (m)
     return (distances(true, drawn) <= radius).any(dim=1).double().mean().item()
 
 
 def score_copying(models: Models, add: Add, train: data.Dataset, images: Tensor,
                   drawings: dict[str, Tensor], asked: list[str]) -> None:
-    """Report and show whether drawings are copies; held-out pictures (n 3 h w) are none.
+    """Report whether drawings are copies, beside held-out pictures (n 3 h w), which are none.
 
-    Near a copy, one training picture stands out. A smooth drawing is close to all of them.
+    A sheet shows drawings above the training pictures closest to them.
     """
     true, _ = nearest_in_training(images, train)
     told = len(images) >= FEWEST and true[:, 0].median() > 1e-6
     if not told:
-        print(f"copied cannot be told: it needs {FEWEST} held-out pictures that are no training "
-              "pictures too")
+        print(f"copied cannot be told: it needs {FEWEST} held-out pictures, none used in training")
     for prefix, drawn in drawings.items():
         nearest, indices = nearest_in_training(drawn, train)
+        closest = indices[:SHEET, 0]
+        sheet = contact_sheet([*to_pil(drawn[:SHEET]), *to_pil(train.batch(closest))],
+                              [*asked[:SHEET], *(train.captions[i][0] for i in closest.tolist())],
+                              columns=len(closest))
         path = models.run / f"{prefix.replace(' ', '-')}copied.png"
         with file_errors():
-            beside_nearest(drawn[:SHEET], asked, indices[:SHEET, 0], train).save(path)
+            sheet.save(path)
         print(f"wrote {path}")
         if told:
             add(f"{prefix}copied", copied_fraction(nearest, true),
@@ -253,18 +250,8 @@ def nearest_in_training(images: Tensor, train: data.Dataset) -> tuple[Tensor, Te
 def copied_fraction(drawn: Tensor, true: Tensor) -> float:
     """Return how often one training picture stands out more than for half of the true pictures.
 
-    drawn, true (n 2): differences to the two closest. Their ratio is 0 for copies, else near 1.
+    drawn, true (n 2): differences from the two closest. Their ratio is 0 for a copy, and near 1
+    for a new picture, even a smooth one, which is close to many.
     """
     drawn, true = (x[:, 0] / x[:, 1].clamp(min=1e-12) for x in (drawn, true))
     return (drawn < true.quantile(0.5)).double().mean().item()
-
-
-def beside_nearest(drawn: Tensor, captions: list[str], indices: Tensor,
-                   train: data.Dataset) -> Image.Image:
-    """Show each drawing (b 3 h w) left of the training picture closest to it, four pairs a row."""
-    pairs = zip(to_pil(drawn), to_pil(train.batch(indices)))
-    pictures = [picture for pair in pairs for picture in pair]
-    labels = []
-    for asked, i in zip(captions, indices.tolist()):
-        labels += [f"drawn: {asked}", f"closest: {train.captions[i][0]}"]
-    return contact_sheet(pictures, labels, columns=8)

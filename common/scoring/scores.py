@@ -59,8 +59,9 @@ def trained_on(models: Models) -> dict[str, Any]:
         sources.append({field: job[field] for field in DATA if job.get(field)})
         if "data" not in sources[-1] or sources[-1] != sources[0]:
             other = sources[-1].get("data", "other pictures")
-            raise InputError(f"{models.files[name]} was trained on {other}, so there is nothing to "
-                             "score it on: score needs models that train.py trained on one data set")
+            raise InputError(
+                f"{models.files[name]} was trained on {other}, so there is nothing to score it on: "
+                "score needs models that train.py trained on one data set")
     return sources[0]
 
 
@@ -82,8 +83,8 @@ def score(models: Models, drawing: Drawing, count: int = 512, draws: int = 128, 
             asked = {split: texts[:draws] for split, texts in captions.items()}
             score_unclip(models, scores.add, images["unseen"][:draws], asked, best_of, seed)
     else:
-        folder, progress = source.pop("data"), Progress("reading pictures")
-        train, held_out = (data.load(folder, size, split, cache=models.run, progress=progress, **source)
-                           for split in ("train", "held-out"))
-        score_folder(models, scores.add, train, held_out, drawing, count, draws, seed)
+        options = source | {"cache": models.run, "progress": Progress("reading pictures")}
+        folder = options.pop("data")
+        pictures = [data.load(folder, size, split, **options) for split in ("train", "held-out")]
+        score_folder(models, scores.add, *pictures, drawing, count, draws, seed)
     print(f"wrote {scores.path}")

@@ -52,8 +52,8 @@ def spread_of_centres(pictures: np.ndarray, count: int) -> float:
 def variations(models: Models, images: Tensor, z: Tensor, captions: list[str],
                seed: int) -> tuple[float, float]:
     """Vary images (b 3 h w) -> how many say the same; their spread relative to true scenes'."""
-    drawn, true = [], []
-    denoise, generator = denoiser(models, SAMPLING), torch.Generator(models.device).manual_seed(seed)
+    drawn, true, denoise = [], [], denoiser(models, SAMPLING)
+    generator = torch.Generator(models.device).manual_seed(seed)
     for i, caption in enumerate(captions):
         drawn.append(unclip.variations(denoise, images[i : i + 1], z[i : i + 1], VARIATIONS,
                                        SAMPLING.times, generator=generator))
@@ -93,9 +93,9 @@ def edits(models: Models, images: Tensor, z: Tensor, captions: list[str], eta: f
     rng = random.Random(seed)
     wanted = [change_a_word(data.parse(caption), rng).caption for caption in captions]
     old, new = (F.normalize(models.embed_text(texts), dim=-1) for texts in (captions, wanted))
-    denoise, generator = denoiser(models, SAMPLING), torch.Generator(models.device).manual_seed(seed)
-    full = torch.ones(1, device=z.device)
-    drawn = [unclip.edit(denoise, image[None], z_i[None], a, b, full, SAMPLING.times, eta, generator)
+    generator, full = torch.Generator(models.device).manual_seed(seed), torch.ones(1).to(z)
+    drawn = [unclip.edit(denoiser(models, SAMPLING), image[None], z_i[None], a, b, full,
+                         SAMPLING.times, eta, generator)
              for image, z_i, a, b in zip(images, z, old, new)]
     return agreement(torch.cat(drawn), wanted)
 
@@ -123,8 +123,8 @@ def score_unclip(models: Models, add: Add, images: Tensor, captions: dict[str, l
             add(f"unclip {split} reranked", best, f"best of {best_of} by CLIP")
     unseen, z = captions["unseen"], F.normalize(models.embed_images(images), dim=-1)    # (b e)
     z_t = F.normalize(models.embed_text(unseen), dim=-1)
-    for name, embeddings in {"the true z_i": z, "z_t": z_t}.items():
-        drawn = [draw(models, part, SAMPLING, seed + i) for i, part in enumerate(embeddings.split(64))]
+    for name, source in {"the true z_i": z, "z_t": z_t}.items():
+        drawn = [draw(models, part, SAMPLING, seed + i) for i, part in enumerate(source.split(64))]
         add(f"unclip from {name}", agreement(torch.cat(drawn), unseen), "match, without the prior")
     kept, spread = variations(models, images[:32], z[:32], unseen[:32], seed)
     add("variations kept", kept, f"of {VARIATIONS} variations of each of {len(z[:32])} pictures")

@@ -34,8 +34,8 @@ from common.scoring import held_out
 from common.scoring.scores import score
 from common.scoring.shapes import first_captions
 from common.training import bounds
-from common.training.device import compiled, keep_freed_memory
-from common.training.distributed import LEADER, WORLD, gather, gather_rows, processes, replicate
+from common.training.device import keep_freed_memory
+from common.training.distributed import LEADER, WORLD, gather, processes, replicate
 from common.training.loop import Training, stable_seed
 from common.training.muon import Muon
 from common.training.settle import open_run, parse, settle
@@ -130,7 +130,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     source = Images(run, config.image_size, recipe)
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
-    model.codebook.gather = gather_rows
+    model.codebook.gather = lambda rows: gather(rows)[0]  # rows of all processes
     hidden = [part for half in (model.encoder, model.decoder) for part in (half.levels, half.middle)]
     optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
     saved = {"model": model, "optimiser": optimiser}
@@ -199,14 +199,13 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     expected = bounds.dalle(config, source.train, recipe.text_loss_weight, recipe.caption_dropout)
     training = Training(run, "dalle", config, recipe, source, expected, model=model, optimiser=optimiser)
     network = replicate(model)
-    loss_of = lambda text, codes: dalle_loss(*network(text, codes), text, codes, recipe.text_loss_weight)  # noqa: E731
-    loss_of = compiled("dalle", loss_of) if run.job.compile else loss_of
     for indices in training.steps():
         text, codes = source.batch(indices)                           # (b t), (b n)
         text = drop_captions(text, source.empty, recipe.caption_dropout)
 
         with training.autocast():
-            loss, text_loss, image_loss = loss_of(text, codes)
+            loss, text_loss, image_loss = dalle_loss(
+                *network(text, codes), text, codes, recipe.text_loss_weight)
         optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -280,7 +279,6 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     expected = bounds.denoising(source.probe[0], "a gray image")
     training = Training(run, "decoder", config, recipe, source, expected, model=model, optimiser=optimiser)
     network = replicate(model)
-    network = compiled("decoder", network) if run.job.compile else network
     for indices in training.steps():
         pixels, z = source.batch(indices)                             # (b 3 h w), (b e)
 

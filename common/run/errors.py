@@ -1,8 +1,8 @@
-"""Turn errors in the user's input into one line on standard error; let every other exception keep its traceback.
+"""Turn errors in the user's input into one line; let every other exception keep its traceback.
 
-A wrong flag, a broken file or a caption that is too long is for the user to correct: the package that notices it
-raises its InputError, and the script ends with that line and exit code 2. Any other exception is a bug, perhaps in
-code that a reader is changing, and whoever changes it needs to see where.
+A wrong flag, a broken file or a caption that is too long is for the user to correct: the package
+that notices it raises its InputError, and the script ends with that line and exit code 2. Any other
+exception is a bug, perhaps in code that a reader is changing, who needs to see where.
 """
 
 import os
@@ -21,14 +21,15 @@ class InputError(ValueError):
     """Say in one line what is wrong with the input, naming it, and what to do instead."""
 
 
-USER_ERRORS = (InputError, data.InputError, minclip.InputError, minvqgan.InputError, mindalle.InputError)
+USER_ERRORS = (InputError, data.InputError, minclip.InputError, minvqgan.InputError,
+               mindalle.InputError)
 
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """Make an InputError of any OSError of this block: a full disk, a missing folder, a file that may not be read.
+    """Make an InputError of any OSError of this block, as of a full disk or a missing folder.
 
-    torch.save, stopped by one, still tries to end its archive, and that fails with a RuntimeError.
+    torch.save, stopped by one, still tries to end its archive, which fails with a RuntimeError.
     """
     try:
         yield
@@ -36,12 +37,12 @@ def file_errors() -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        line = f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror or str(cause)
-        raise InputError(line) from error
+        reason = cause.strerror or str(cause)
+        raise InputError(f"{cause.filename}: {reason}" if cause.filename else reason) from error
 
 
 def one_line_errors(main: Callable[[], None], name: str | None = None) -> None:
-    """Run a script's main function. Exit codes: 2 for bad input, 130 after Ctrl-C, 1 where nobody reads the output."""
+    """Run a script. Exit codes: 2 for bad input, 130 after Ctrl-C, 1 where nobody reads the output."""
     name, code = name or Path(sys.argv[0]).name, 0
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -60,7 +61,7 @@ def one_line_errors(main: Callable[[], None], name: str | None = None) -> None:
         print(f"{name}: the output was closed: {error}", file=sys.stderr)
         code = 1
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # Python's own way of ending aborts now and then: a thread of torch that is cut off finds the interpreter gone
+        # Python's own way of ending aborts now and then: a thread of torch finds the interpreter gone
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -69,6 +70,6 @@ def one_line_errors(main: Callable[[], None], name: str | None = None) -> None:
 
 
 def ignore_output() -> None:
-    """Discard all further output: Python would raise again when it flushes a closed pipe at exit."""
+    """Discard further output: Python would raise again when it flushes a closed pipe at exit."""
     if sys.stdout is sys.__stdout__:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

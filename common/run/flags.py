@@ -1,8 +1,8 @@
-"""Make command-line flags of dataclass fields, so that a field, its default and help are written once.
+"""Make command-line flags of dataclass fields: field, default and help are written once.
 
     @dataclass
     class Recipe:
-        batch_size: int = option(128, "pairs a step")     ->     --batch-size N     pairs a step (default: 128)
+        batch_size: int = option(128, "pairs a step") -> --batch-size N  pairs a step (default: 128)
 
 Only what was typed ends up in the namespace: the rest may come from a checkpoint, or the default.
 """
@@ -43,17 +43,18 @@ class Options:
         for field in dataclasses.fields(self):
             value, least, most = (getattr(self, field.name), field.metadata.get("least"),
                                   field.metadata.get("most"))
-            if value is None or (least is None or value >= least) and (most is None or value <= most):
-                continue
-            between = f"from {least} to {most}" if most is not None else f"{least} or more"
-            raise InputError(f"--{field.name.replace('_', '-')} {value}: choose {between}")
+            low = value is not None and least is not None and value < least
+            if low or value is not None and most is not None and value > most:
+                between = f"from {least} to {most}" if most is not None else f"{least} or more"
+                raise InputError(f"--{field.name.replace('_', '-')} {value}: choose {between}")
 
 
 class Parser(argparse.ArgumentParser):
     """Refuse a bad command line in one line, with exit code 2; take no abbreviated flags."""
 
     def __init__(self, **options: Any):
-        super().__init__(**{"allow_abbrev": False, "argument_default": argparse.SUPPRESS, **options})
+        defaults = {"allow_abbrev": False, "argument_default": argparse.SUPPRESS}
+        super().__init__(**defaults | options)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
@@ -70,7 +71,8 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "",
     for field in dataclasses.fields(cls):
         if field.name in without:
             continue
-        more = {key: value for key, value in field.metadata.items() if key not in ("help", "least", "most")}
+        more = {key: value for key, value in field.metadata.items()
+                if key not in ("help", "least", "most")}
         kind, many = value_type(hints[field.name])
         if more.pop("positional", False):
             group.add_argument(field.name, **more)
@@ -81,7 +83,8 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "",
             letter = {int: "N", float: "X"}.get(kind, "NAME")
             usual = {"type": kind} | ({"nargs": "*"} if many else {})
             more = usual | ({} if "choices" in more else {"metavar": letter}) | more
-        flag = f"-{field.name}" if len(field.name) == 1 else f"--{prefix}{field.name.replace('_', '-')}"
+        name = field.name.replace("_", "-")
+        flag = f"-{name}" if len(name) == 1 else f"--{prefix}{name}"
         group.add_argument(flag, dest=prefix + field.name, help=help_of(field, variants), **more)
 
 
@@ -96,7 +99,7 @@ def help_of(field: dataclasses.Field, variants: dict[str, Any]) -> str:
 
 
 def value_type(hint: Any) -> tuple[type, bool]:
-    """Read a type hint -> the type of one value, whether there are many: int | None -> int, False."""
+    """Read a type hint -> the type of a value, whether there are many: int | None -> int, False."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is tuple:
@@ -113,9 +116,10 @@ def words(value: Any) -> str:
 
 def typed_fields(args: argparse.Namespace, cls: type, prefix: str = "") -> dict[str, Any]:
     """Pick the fields of a dataclass that were typed -> {field: value}."""
-    typed = {field.name: getattr(args, prefix + field.name) for field in dataclasses.fields(cls)
-             if hasattr(args, prefix + field.name)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+    names = [field.name for field in dataclasses.fields(cls) if hasattr(args, prefix + field.name)]
+    values = [getattr(args, prefix + name) for name in names]
+    return {name: tuple(value) if isinstance(value, list) else value
+            for name, value in zip(names, values)}
 
 
 def command(script: str, *arguments: Any) -> str:

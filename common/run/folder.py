@@ -3,8 +3,8 @@
     runs/NAME/   tokenizer.json  clip.pt  vqgan.pt  dalle.pt  prior.pt  decoder.pt
                  log.csv  scores.json  samples/  report.html
 
-A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included: what train.py was
-asked for, in the terms of its flags.
+A checkpoint is a plain dict. Beside the weights it holds all that resuming needs, the job included:
+what train.py was asked for, in the terms of its flags.
 """
 
 import csv
@@ -66,27 +66,29 @@ class Run:
 
     def save(self, model: str, state: dict[str, Any]) -> None:
         """Write a model's checkpoint."""
-        about = {"kind": model, "version": VERSION, "saved_at": time.time(), "job": dataclasses.asdict(self.job)}
+        about = {"kind": model, "version": VERSION, "saved_at": time.time(),
+                 "job": dataclasses.asdict(self.job)}
         write_whole(self.path(model), lambda file: torch.save(about | state, file))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other trainings; refuse it if it has files that we would overwrite but did not write."""
+        """Lock the folder against other trainings, having refused one with files of somebody else's."""
         with file_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             file = open(self.folder / ".lock", "a+")
         with file:
             if not lock(file):
-                raise InputError(f"{self.folder} is being trained by another process: wait, or name another --run")
-            for name in ("log.csv", "scores.json"):
-                if (self.folder / name).exists() and not self.log.is_ours():
-                    raise InputError(f"{self.folder / name} was not written by train.py, which would overwrite it: "
+                raise InputError(f"{self.folder} is being trained by another process: wait for it, or "
+                                 "name another --run")
+            for path in (self.log.path, self.folder / "scores.json"):
+                if path.exists() and not self.log.is_ours():
+                    raise InputError(f"{path} was not written by train.py, which would overwrite it: "
                                      "name another --run")
             yield
 
 
 class Log:
-    """A line every ten steps with the losses, and one now and then with figures of held-out pictures.
+    """Losses every ten steps, and now and then figures of held-out pictures.
 
         model,step,seconds,loss,parts
         vqgan,420,35.1,0.31254,reconstruction=0.29871 codebook=0.01383
@@ -98,7 +100,8 @@ class Log:
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, model: str, step: int, seconds: float, loss: float | None, parts: dict[str, float]) -> None:
+    def append(self, model: str, step: int, seconds: float, loss: float | None,
+               parts: dict[str, float]) -> None:
         """Add a line; the first of a file comes after the header."""
         details = " ".join(f"{name}={value:.5f}" for name, value in parts.items())
         row = [model, step, f"{seconds:.1f}", "" if loss is None else f"{loss:.5f}", details]
@@ -111,12 +114,13 @@ class Log:
             return []
         with file_errors(), open(self.path, newline="", errors="replace") as file:
             rows = list(csv.reader(line.replace("\0", "") for line in file if line.endswith("\n")))
-        return [dict(zip(self.HEADER, row)) for row in rows if len(row) == len(self.HEADER) and row[1].isdigit()]
+        rows = [row for row in rows if len(row) == len(self.HEADER) and row[1].isdigit()]
+        return [dict(zip(self.HEADER, row)) for row in rows]
 
     def trim(self, model: str, step: int) -> None:
-        """Drop a model's lines beyond its first `step` steps: a killed run left them, the resumed one writes them again."""
+        """Drop a model's lines beyond its first steps, which a killed run left and a resumed repeats."""
         if self.path.exists():
-            # the loss at step 10 is that of the eleventh; held-out figures at step 10 come after ten
+            # a loss at step 10 is that of the eleventh; held-out figures at step 10 come after ten
             kept = [row.values() for row in self.rows()
                     if row["model"] != model or int(row["step"]) + bool(row["loss"]) <= step]
             lines = "".join(",".join(row) + "\r\n" for row in [self.HEADER, *kept])
@@ -124,12 +128,14 @@ class Log:
 
     def is_ours(self) -> bool:
         """Tell whether the file is such a log, though perhaps a crash left it empty."""
-        return self.path.exists() and (self.path.stat().st_size == 0
-                                       or self.path.read_text(errors="replace").startswith(",".join(self.HEADER)))
+        if not self.path.exists():
+            return False
+        text = self.path.read_text(errors="replace")
+        return not text or text.startswith(",".join(self.HEADER))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside `path`, then rename it over: a crash at any moment leaves the old one or the new one, whole.
+    """Write a file beside `path`, then rename it: a crash leaves the old one or the new one, whole.
 
     Raises InputError if it cannot be written, on a full disk say; the old file then remains.
     """
@@ -150,7 +156,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def lock(file: Any) -> bool:
-    """Lock an open file until this process ends, in whatever way; False if another process has it locked."""
+    """Lock an open file until this process ends, in whatever way; False if another has it locked."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -171,7 +177,8 @@ def lock(file: Any) -> bool:
 
 def pick_device(name: str) -> str:
     """Turn "auto" into the best device of this machine. Raises InputError for one that it lacks."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(),
+                 "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if available[device])
     if not available[name]:

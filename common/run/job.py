@@ -1,4 +1,4 @@
-"""What train.py was asked for: the job. Each checkpoint holds it, so that --resume needs no other flag."""
+"""What train.py was asked for. Each checkpoint holds it, so that --resume needs no other flag."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +9,10 @@ from data import LAYOUTS
 from .flags import Options, option
 
 MODELS = ("clip", "vqgan", "dalle", "prior", "decoder")
-JOBS = {None: ("clip", "vqgan", "dalle"), "unclip": ("prior", "decoder")}  # what train.py trains in turn; None: no name
+# what train.py trains in turn; None: with no name
+JOBS = {None: ("clip", "vqgan", "dalle"), "unclip": ("prior", "decoder")}
 MINUTES = {None: 8.9, "unclip": 20.0}  # that a job takes, unless minutes or steps are typed
-DATA = ("data", "layout", "class_names")  # the fields of Job that say what the models of a run are trained on
+DATA = ("data", "layout", "class_names")  # the fields of Job that say what a run is trained on
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,26 @@ class Job(Options):
     """What train.py was asked for. Every field but the last two is a flag."""
 
     data: str = option("shapes", "'shapes', or a folder of captioned images")
-    layout: str | None = option(None, f"how the folder is laid out, if not recognised: {', '.join(LAYOUTS)}")
-    class_names: tuple[str, ...] = option((), "what class numbers stand for, if the data set does not say", nargs="+")
+    layout: str | None = option(None, "how the folder is laid out, if that is not recognised: "
+                                f"{', '.join(LAYOUTS)}")
+    class_names: tuple[str, ...] = option((), "what the numbers of classes stand for, where the data "
+                                          "set does not say", nargs="+")
     run: str | None = option(None, "folder of the run (default: runs/ and the name of the data)")
     minutes: float | None = option(
-        None, f"train for this long; with --steps, until the first of both (default: {MINUTES[None]:g} with no model "
-        f"named, {MINUTES['unclip']:g} for unclip, else the recipe's steps)", least=0.01)
-    resume: bool = option(False, "continue the run from its checkpoints, which know all other settings")
-    overfit: bool = option(False, "train on one batch over and over: the loss must fall almost to the lowest possible")
+        None, "train for this long; with --steps, until the first of both (default: "
+        f"{MINUTES[None]:g} with no model named, {MINUTES['unclip']:g} for unclip, else the recipe's "
+        "steps)", least=0.01)
+    resume: bool = option(False, "continue the run: its checkpoints know all other settings")
+    overfit: bool = option(False, "train on one batch over and over: the loss must fall almost to the "
+                           "lowest possible")
     truncate: bool = option(False, "cut captions that are longer than the models read")
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
-    precision: str = option("auto", "auto takes bf16 where it is faster, as measured", choices=["auto", "bf16", "fp32"])
-    compile: bool = option(False, "torch.compile DALL·E and the decoder: faster on some machines")
-    model: str | None = None                                           # one of MODELS or JOBS
-    flags: dict[str, dict[str, Any]] = field(default_factory=dict)     # model -> config and recipe fields that were typed
+    precision: str = option("auto", "auto takes bf16 where it is faster, as measured",
+                            choices=["auto", "bf16", "fp32"])
+    model: str | None = None  # one of MODELS or JOBS
+    # model -> the fields of its config and recipe that were typed
+    flags: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

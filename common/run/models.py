@@ -1,4 +1,4 @@
-"""A run's models, loaded when first asked for, each with the tokenizer and codes it was trained with."""
+"""A run's models, loaded when first asked for, each with what it was trained with."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -35,7 +35,7 @@ def fingerprint(model: nn.Module) -> str:
 
 @torch.no_grad()
 def reconstruct(vqgan: minvqgan.VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode and decode images (b 3 h w), 64 at a time -> images (b 3 h w) in [-1, 1], codes (b g g)."""
+    """Encode and decode images (b 3 h w), 64 at a time -> images in [-1, 1], codes (b g g)."""
     codes = torch.cat([vqgan.encode(part) for part in images.split(64)])
     return torch.cat([vqgan.decode(part) for part in codes.split(64)]).clamp(-1, 1), codes
 
@@ -104,9 +104,9 @@ class Models:
         """
         known = self.checkpoint(name).get(part)
         if known not in (None, found):
-            raise InputError(f"{self.files[name]} was trained with another {part} than {self.files[part]} "
-                             f"(fingerprint {known}, not {found}), so it cannot be used with it: "
-                             f"name the right --{part}, or another --run")
+            raise InputError(f"{self.files[name]} was trained with another {part} than "
+                             f"{self.files[part]} (fingerprint {known}, not {found}) and means "
+                             f"nothing with this one: name the right --{part}, or another --run")
 
     def clip_tokenizer(self) -> minclip.Tokenizer:
         """Return CLIP's tokenizer: --merges, or what lies beside a --clip, or the run's own."""
@@ -162,7 +162,7 @@ class Models:
     # ---- CLIP's embeddings ----------------------------------------------------------------------
 
     def encode(self, name: str, tokenizer: Any, texts: list[str], length: int) -> Tensor:
-        """Encode texts for a model -> ids (b t). Long ones are cut if it was trained with --truncate."""
+        """Encode texts for a model -> ids (b t), long ones cut if it was trained with --truncate."""
         cut = self.checkpoint(name).get("job", {}).get("truncate")
         options = {"truncate": True} if cut else {}
         return tokenizer.encode(texts, length, **options).to(self.device)

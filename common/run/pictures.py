@@ -18,7 +18,7 @@ from .errors import USER_ERRORS, InputError, file_errors
 
 
 class Progress:
-    """Show the progress of long work: a line rewritten on a terminal, elsewhere one every half minute."""
+    """Show the progress of long work: a line rewritten on a terminal, else one every half minute."""
 
     def __init__(self, what: str):
         self.what, self.shown = what, time.monotonic()
@@ -34,12 +34,13 @@ class Progress:
 
 def read_images(paths: Iterable[str | Path], side: int,
                 read: Callable[[str | Path], Tensor] | None = None) -> tuple[list[str], Tensor]:
-    """Read pictures, naming and skipping those that cannot be read -> names, images (b 3 side side).
+    """Read pictures, skipping those that cannot be read -> names, images (b 3 side side).
 
     read: path -> (3 side side) in [-1, 1]; by default as train.py reads them. Raises InputError if
     none can be read.
     """
-    read = read or (lambda path: data.to_tensor([data.read_image(path, data.DETAIL * side)], side)[0])
+    if read is None:
+        read = lambda path: data.to_tensor([data.read_image(path, data.DETAIL * side)], side)[0]
     names, pictures, skipped = [], [], []
     for path in paths:
         try:
@@ -62,7 +63,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def shifted(images: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Move each image (b 3 h w) at random by up to so many pixels both ways, its border repeated."""
+    """Move each image (b 3 h w) at random by up to so many pixels, its border repeated."""
     if not pixels:
         return images
     h, w = images.shape[-2:]
@@ -114,7 +115,8 @@ def reconstruction_sheet(originals: Tensor, redrawn: Tensor, names: list[str],
         missing = columns - len(above)
         blank = [Image.new("RGB", above[0].size, "white")] * missing
         pictures += above + blank + below + blank
-        labels += names[row] + [""] * missing + [f"{value:.1f} dB" for value in psnr[row]] + [""] * missing
+        figures = [f"{value:.1f} dB" for value in psnr[row]]
+        labels += names[row] + [""] * missing + figures + [""] * missing
     return contact_sheet(pictures, labels, columns)
 
 
@@ -170,7 +172,7 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in self.written() - {"index.jsonl"}:  # a longer run's pictures must not stay
                 (self.folder / name).unlink(missing_ok=True)
-            # first: what follows is ours from now on. File names need not be text: json reads \udce9 back
+            # first: what follows is ours from now on. A file's name need not be text
             with open(self.folder / "index.jsonl", "w", encoding="utf-8",
                       errors="backslashreplace") as file:
                 file.writelines(lines)

@@ -1,1 +1,1 @@
-"""What only train.py needs: settings, data, the loop, the device, several processes, the optimiser."""
+"""What only train.py needs: settings, data, the loop, devices, processes, the optimiser."""

@@ -1,4 +1,4 @@
-"""The first loss to expect, that of a model that knows nothing, and the lowest that can be reached."""
+"""The first loss to expect, that of a model that knows nothing, and the lowest there can be."""
 
 import math
 from collections import Counter
@@ -65,8 +65,9 @@ def dalle(config: mindalle.DALLEConfig, images: data.Dataset, text_weight: float
     text = (dropped + (1 - dropout) * caption) / (config.text_length - 1)
     image = (1 - dropout) * (pair - caption) + dropout * math.log(len(images))
     image = image / config.image_length
-    return Expected(text_weight * math.log(config.text_vocab) + (1 - text_weight) * math.log(config.image_vocab),
-                    "a guess", text_weight * text + (1 - text_weight) * image)
+    guess = (1 - text_weight) * math.log(config.image_vocab)
+    guess += text_weight * math.log(config.text_vocab)
+    return Expected(guess, "a guess", text_weight * text + (1 - text_weight) * image)
 
 
 def denoising(x: Tensor, of: str) -> Expected:

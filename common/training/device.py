@@ -1,4 +1,4 @@
-"""Use what the machine has: the faster precision, as many threads as help, its memory, a compiler."""
+"""Use what the machine has: the faster precision, as many threads as help, its memory."""
 
 import ctypes
 import math
@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,11 @@ def faster_precision(name: str, model: nn.Module, probe: tuple[Tensor, ...]) -> 
 
 
 def bf16_speedup(model: nn.Module, probe: tuple[Tensor, ...], seconds: float = 0.3) -> float:
-    """Measure how much faster forward and backward passes are in bf16. The model stays as it was."""
+    """Measure how much faster forward and backward passes are in bf16; leave the model as it was."""
     training, device = model.training, next(model.parameters()).device.type
     model.eval()  # no codebook may learn, nor a BatchNorm
     fastest, rounds, end = {False: math.inf, True: math.inf}, 0, time.perf_counter() + 2 * seconds
-    while rounds < 2 or time.perf_counter() < end:  # the first round is a warm-up, never the fastest
+    while rounds < 2 or time.perf_counter() < end:  # the first round is a warm-up
         rounds += 1
         for bf16 in fastest:  # in turn, since a machine shared with others changes its speed
             start = time.perf_counter()
@@ -99,29 +98,3 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for parameter in (-1, -3) if mallopt else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
         mallopt(parameter, 2**30)
-
-
-# ---- Compiling ----------------------------------------------------------------------------------
-
-
-def compiled(name: str, function: Callable) -> Callable:
-    """Fuse a function with torch.compile; where that fails, a line says so and it runs as it is.
-
-    It is no default: on two cores of an AMD EPYC a step of DALL·E took as long as before, one of
-    the decoder 0.9 times as long.
-    """
-    print(f"{name}: compiling takes up to a minute", flush=True)
-    fused = torch.compile(function, dynamic=False)
-
-    def first(*inputs: Tensor) -> Any:
-        nonlocal fused
-        try:
-            return fused(*inputs)
-        except Exception as error:  # no compiler, or one too old or new for this code or machine
-            if fused is function:
-                raise  # the function itself fails
-            print(f"{name}: torch.compile failed ({type(error).__name__}), so it runs as it is", flush=True)
-            fused = function
-            return function(*inputs)
-
-    return first

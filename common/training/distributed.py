@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..run.errors import USER_ERRORS, InputError, ignore_output
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LEADER = RANK == 0
 
 
@@ -47,8 +47,8 @@ def processes() -> Iterator[None]:
         raise
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise InputError("another process of this training has ended; the last checkpoint is whole: "
-                             "--resume continues it") from error
+            raise InputError("another process of this training has ended; the last checkpoint is "
+                             "whole: --resume continues it") from error
         raise
     finally:
         dist.destroy_process_group()
@@ -56,11 +56,11 @@ def processes() -> Iterator[None]:
 
 @contextmanager
 def leader_first() -> Iterator[None]:
-    """Let the leader go through this block before the others, which then find the files it wrote."""
-    if WORLD > 1 and not LEADER:
+    """Let the leader go through this block first; the others then find the files it wrote."""
+    if not LEADER:
         agree(None)
     yield
-    if WORLD > 1 and LEADER:
+    if LEADER:
         agree(None)
 
 
@@ -75,8 +75,10 @@ def agree(value: Any) -> Any:
 
 def replicate(model: nn.Module) -> nn.Module:
     """Wrap a model so that each backward pass averages the gradients of all processes."""
+    if WORLD == 1:
+        return model
     # buffers need no broadcast: every codebook sees the rows of all
-    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def own_part(*batch: Tensor) -> tuple[Tensor, ...]:
@@ -107,11 +109,6 @@ def gather(*parts: Tensor) -> tuple[Tensor, ...]:
     if WORLD == 1:
         return parts
     return tuple(torch.cat(dist.nn.functional.all_gather(part)) for part in parts)
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Join all processes' rows (n ...) -> (n·processes ...), without gradients, for a codebook."""
-    return gather(rows.detach())[0]
 
 
 def mean(*values: Tensor) -> list[float]:

@@ -41,8 +41,8 @@ def stable_seed(*parts: Any) -> int:
 def set_learning_rate(optimiser: Optimizer, done: float, recipe: Any) -> None:
     """Set each group's rate: it rises linearly, then falls linearly to zero [Bergsma et al. 2025].
 
-    done: fraction completed, in [0, 1]; recipe.warmup: the fraction during which the rate rises. The
-    first step takes the rate due after one of recipe.steps: at 0 it would be wasted.
+    done: fraction completed, in [0, 1]; recipe.warmup: the fraction during which the rate rises.
+    The first step takes the rate due after one of recipe.steps: at 0 it would be wasted.
     """
     rise = max(done, 1 / recipe.steps) / recipe.warmup
     fall = (1 - done) / max(1 - recipe.warmup, 1e-9)
@@ -53,7 +53,7 @@ def set_learning_rate(optimiser: Optimizer, done: float, recipe: Any) -> None:
 class Training:
     """One model's training: how far it is, when it ends, its lines in the log, its checkpoint.
 
-    parts: what must be saved to go on, each with a state_dict: the model under that name, optimisers
+    parts: what is saved to go on, each with a state_dict: the model under that name, optimisers
     """
 
     def __init__(self, run: Run, name: str, config: Any, recipe: Any, source: Images,
@@ -79,7 +79,8 @@ class Training:
         begin = f", from step {self.step}" if self.step else ""
         if self.done >= 1:
             begin = f", finished after {self.step} steps; more --steps or --minutes move the end"
-        print(f"{name}: {self.parameters:,} parameters, {run.device}, {self.precision}{begin}", flush=True)
+        print(f"{name}: {self.parameters:,} parameters, {run.device}, {self.precision}{begin}",
+              flush=True)
 
     # ---- Time -----------------------------------------------------------------------------------
 
@@ -93,9 +94,10 @@ class Training:
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 part.train()
-        self.first_step, self.first_seconds, self.started = self.step, self.seconds, time.monotonic()
-        self.shown, self.next_due = self.started, self.started + SAVE_EVERY
-        # with --steps alone all threads stay: repeated, such a training ends with the very same weights
+        self.first_step, self.first_seconds = self.step, self.seconds
+        self.started = self.shown = time.monotonic()
+        self.next_due = self.started + SAVE_EVERY
+        # with --steps alone all threads stay, so that such a training can be repeated exactly
         threads = itertools.repeat(None)
         if self.budget.minutes and self.run.device == "cpu" and WORLD == 1:
             threads = choose_threads(lambda line: self.print_line(f"{self.name}: {line}", "\n"))
@@ -115,7 +117,7 @@ class Training:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C end the training after the step that it interrupts; a second one does not wait."""
+        """Let Ctrl-C end the training after the step that it interrupts, a second one at once."""
         def stop(*_):
             self.asked_to_stop = KeyboardInterrupt
             if WORLD == 1:  # torchrun passes on what the terminal has sent already
@@ -135,12 +137,13 @@ class Training:
     def due(self) -> bool:
         """Whether to save and to evaluate now: at most twice a minute, and after the last step."""
         self.due_since = time.monotonic()
-        return LEADER and (self.due_since >= self.next_due or self.done >= 1 or bool(self.stopped_by))
+        over = self.done >= 1 or bool(self.stopped_by)
+        return LEADER and (over or self.due_since >= self.next_due)
 
     # ---- The log --------------------------------------------------------------------------------
 
     def log(self, loss: Tensor, **parts: Tensor) -> None:
-        """Count this step, and log every tenth. Raises InputError for a figure that is not finite."""
+        """Count this step, and log every tenth. Raises InputError for what is not finite."""
         logged = self.step % LOG_EVERY == 0
         if logged or loss.device.type == "cpu":  # on a GPU seldom: asking makes it wait
             broken = [f"{name} is {value.item()}" for name, value in {"loss": loss, **parts}.items()
@@ -153,14 +156,15 @@ class Training:
         if logged:
             value, *values = mean(loss, *parts.values())
             if LEADER:
-                self.run.log.append(self.name, self.step, self.seconds, value, dict(zip(parts, values)))
+                figures = dict(zip(parts, values))
+                self.run.log.append(self.name, self.step, self.seconds, value, figures)
         self.step += 1
         seconds = self.first_seconds + time.monotonic() - self.started
         self.seconds, self.stopped_by = agree((seconds, self.asked_to_stop))
         self.show()
 
     def log_held_out(self, **figures: float) -> None:
-        """Log and print figures of held-out pictures; the next are due after fifty times their time."""
+        """Log and print figures of held-out pictures; the next come after fifty times their time."""
         now = time.monotonic()
         self.next_due = now + max(SAVE_EVERY, (now - self.due_since) / HELD_OUT_FRACTION)
         self.run.log.append(self.name, self.step, self.seconds, None, figures)
@@ -173,18 +177,20 @@ class Training:
 
     def show(self) -> None:
         """Rewrite the progress line on a terminal; elsewhere print it every half minute, and last."""
-        now, live, over = time.monotonic(), sys.stdout.isatty(), self.done >= 1 or bool(self.stopped_by)
+        now, live = time.monotonic(), sys.stdout.isatty()
+        over = self.done >= 1 or bool(self.stopped_by)
         if not over and now - self.shown < (0.5 if live else 30):
             return
         self.shown = now
         speed = (self.step - self.first_step) / max(self.seconds - self.first_seconds, 1e-9)
         left = self.seconds * (1 - self.done) / max(self.done, 1e-9)
-        left = f"{self.seconds:.0f} s in all" if over else f"{left:.0f} s left"
-        self.print_line(f"{self.name}: {self.step} steps  loss {self.loss.item():.4f}  {speed:.1f} steps/s  {left}",
-                        "" if live and not over else "\n")
+        seconds = f"{self.seconds:.0f} s in all" if over else f"{left:.0f} s left"
+        line = (f"{self.name}: {self.step} steps  loss {self.loss.item():.4f}  {speed:.1f} steps/s  "
+                f"{seconds}")
+        self.print_line(line, "" if live and not over else "\n")
 
     def print_line(self, line: str, end: str) -> None:
-        """Print over the progress line. If nobody reads any more (`| head`), stop as after Ctrl-C."""
+        """Print over the progress line. If nobody reads on (`| head`), stop as after Ctrl-C."""
         try:
             print(f"\r{line:<79}" if sys.stdout.isatty() else line, end=end, flush=True)
         except BrokenPipeError:
@@ -201,9 +207,10 @@ class Training:
                 self.diverged(f"{name} is not finite")
         self.run.save(self.name, {
             "config": dataclasses.asdict(self.config), "recipe": dataclasses.asdict(self.recipe),
-            "weights": weights, "parameters": self.parameters, "precision": self.precision, **source.notes,
-            "step": self.step, "seconds": self.seconds, "done": self.done,
-            "training": {name: part.state_dict() for name, part in self.parts.items() if name != "model"},
+            "weights": weights, "parameters": self.parameters, "precision": self.precision,
+            "step": self.step, "seconds": self.seconds, "done": self.done, **source.notes,
+            "training": {name: part.state_dict() for name, part in self.parts.items()
+                         if name != "model"},
             "facts": {"device": self.run.device, "torch": str(torch.__version__),
                       "expected": self.expected.first, "about": source.train.about,
                       "pictures": {"train": len(source.train), "held-out": len(source.held_out)}},
@@ -224,9 +231,10 @@ class Training:
 
     def diverged(self, what: str) -> None:
         """Raise InputError that says what is not finite, what is kept, and what to lower."""
-        path = self.run.path(self.name)
-        kept = f"{path} holds step {self.saved_step}" if self.saved_step is not None else "nothing was saved"
+        kept = "nothing was saved"
+        if self.saved_step is not None:
+            kept = f"{self.run.path(self.name)} holds step {self.saved_step}"
         hint = ", try --precision fp32" if self.precision == "bf16" else ""
-        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. Lower --learning-rate (now "
-                         f"{self.recipe.learning_rate:g}){hint}, or look for a term that can be infinite "
-                         "or not a number")
+        raise InputError(f"{self.name}: {what} at step {self.step}; {kept}. Lower --learning-rate "
+                         f"(now {self.recipe.learning_rate:g}){hint}, or look for a term that can be "
+                         "infinite or not a number")

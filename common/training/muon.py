@@ -1,16 +1,16 @@
-"""Muon, the optimiser of all models: orthogonalised, balanced steps for hidden matrices, AdamW elsewhere."""
+"""Muon, the optimiser of all models: orthogonalised, balanced steps for hidden matrices."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Muon(torch.optim.AdamW):
-    """Step hidden matrices along their orthogonalised momentum [Jordan et al. 2024, Muon], and all else as AdamW does.
+    """Step hidden matrices along their orthogonalised momentum [Muon, Jordan et al. 2024].
 
-    In a gradient, a few large singular directions dominate; the small ones, which separate star from
-    cross, barely move. Orthogonalised, all directions of a matrix move alike, and balanced, all
-    neurons do. Scaled as in [Liu et al. 2025, sec. 2.2], a step is as long as AdamW's, so that one
-    learning rate suits both.
+    All else steps as in AdamW. In a gradient, a few large singular directions dominate; the small
+    ones, which separate star from cross, barely move. Orthogonalised, all directions of a matrix
+    move alike, and balanced, all neurons do. Scaled as in [Liu et al. 2025, sec. 2.2], a step is as
+    long as AdamW's, so that one learning rate suits both.
 
     hidden: the modules whose weight matrices it orthogonalises: no embeddings, no heads
     adamw_ratio: learning rate of all other parameters, as a multiple of lr
@@ -47,7 +47,8 @@ class Muon(torch.optim.AdamW):
                 p.grad.lerp_(state["momentum"], 0.95)  # Nesterov: look ahead along the momentum
                 by_shape.setdefault(p.shape, []).append(p)
         for matrices in by_shape.values():  # stacked: many small products cost more than one large
-            updates = orthogonalise(torch.stack([p.grad.flatten(1) for p in matrices]))  # (k out in)
+            gradients = torch.stack([p.grad.flatten(1) for p in matrices])           # (k out in)
+            updates = orthogonalise(gradients)
             updates = balance(updates, [self.state[p]["power"] for p in matrices])
             length = 0.2 * max(updates.shape[1:]) ** 0.5
             for p, update in zip(matrices, updates):
@@ -81,11 +82,11 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def balance(updates: Tensor, powers: list[Tensor]) -> Tensor:
-    """Let all neurons, the rows, move equally far: (k out in) -> (k out in) [NorMuon, Li et al. 2025].
+    """Let all neurons, the rows, move equally far: (k out in) -> (k out in) [NorMuon, Li 2025].
 
-    An orthogonal matrix with more rows than columns has columns of one length but rows of many: some
-    neurons would move far, others hardly. So each row is divided by its root mean square over about
-    20 steps, as Adam does with every number; the norm of the whole matrix stays as it was.
+    An orthogonal matrix with more rows than columns has columns of one length but rows of many:
+    some neurons would move far, others hardly. So each row is divided by its root mean square over
+    about 20 steps, as Adam does with every number; the norm of the whole matrix stays as it was.
 
     powers: the running mean square of each row, k tensors (out 1), updated here
     """

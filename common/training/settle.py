@@ -1,4 +1,4 @@
-"""Settle what is trained and how: the command line, what a resumed run's checkpoints say, the budget.
+"""Settle what is trained and how: the command line, a resumed run's checkpoints, the budget.
 
     typed flags --parse--+
                          +--open_run--> Run, its Job --settle--> each model's config and recipe
@@ -24,7 +24,7 @@ USED_BY = {"clip": ("prior", "decoder"), "vqgan": ("dalle",)}  # model -> those 
 
 def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) \
         -> tuple[str | None, Fields, dict[str, Fields]]:
-    """Read the command line -> what to train, the fields of Job that were typed, those of each model.
+    """Read the command line -> what to train, the fields of Job and of each model that were typed.
 
     classes: model -> its config, its recipe, and the config fields that are no flags
 
@@ -47,7 +47,7 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) \
     if name in JOBS:
         parser.add_argument("--steps", type=int, help="optimiser steps of each model")
     if name is None:
-        parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all models")
+        parser.add_argument("--image-size", type=int, help="side of an image in pixels, for all")
     for model in trained_by(name):
         config, recipe, decided = classes[model]
         prefix = f"{model}." if name in JOBS else ""
@@ -68,7 +68,7 @@ def parse(argv: list[str] | None, description: str, classes: dict[str, tuple]) \
 
 
 def refuse_unknown(argv: list[str], parser: Parser) -> None:
-    """Refuse a flag that does not exist, naming those that end alike; argparse names its value first."""
+    """Refuse a flag that does not exist, naming those that end alike."""
     def bare(flag: str) -> str:
         return flag.removeprefix("--").removeprefix("no-").split(".")[-1]
 
@@ -83,8 +83,9 @@ def refuse_unknown(argv: list[str], parser: Parser) -> None:
 # ---- The run ------------------------------------------------------------------------------------
 
 
-def open_run(name: str | None, typed: Fields, flags: dict[str, Fields]) -> tuple[Run, tuple[str, ...]]:
-    """Open the run -> it and the models to train: as typed, and for the rest as its checkpoints say.
+def open_run(name: str | None, typed: Fields,
+             flags: dict[str, Fields]) -> tuple[Run, tuple[str, ...]]:
+    """Open the run -> it, the models to train: as typed, and for the rest as its checkpoints say.
 
     Raises InputError where the two disagree.
     """
@@ -100,8 +101,8 @@ def open_run(name: str | None, typed: Fields, flags: dict[str, Fields]) -> tuple
     last = max(own or states.values(), key=lambda state: state.get("saved_at", 0.0))
     saved = last.get("job", last)  # the first version had its fields beside the weights
     if job.resume and last.get("version", 1) != VERSION:
-        raise InputError(f"{job.folder} was trained by an earlier version: sample.py can use it, but "
-                         "it cannot be resumed; name another --run")
+        raise InputError(f"{job.folder} was trained by an earlier version: sample.py can use it, "
+                         "but it cannot be resumed; name another --run")
     # a model without a checkpoint is resumed as part of a job of several models, or else begun
     if job.resume and (name is None or own or name in trained_by(saved["model"])):
         saved = Job(**saved)
@@ -127,7 +128,7 @@ def with_end(job: Job) -> Job:
 
 
 def resumed(job: Job, saved: Job, typed: Fields) -> Job:
-    """Continue a saved job. A typed setting that differs is refused, but for a new end, which is printed."""
+    """Continue a saved job; refuse a typed setting that differs, but take a new end and print it."""
     for key in (*DATA, "seed", "overfit", "truncate"):
         if key in typed:
             refuse_another(job.folder, key, getattr(saved, key), typed[key])
@@ -143,18 +144,18 @@ def resumed(job: Job, saved: Job, typed: Fields) -> Job:
         print(f"training now ends after {end}")
     return dataclasses.replace(
         saved, run=str(job.folder), resume=True, device=job.device, minutes=minutes, flags=flags,
-        precision=typed.get("precision", saved.precision), compile=job.compile or saved.compile)
+        precision=typed.get("precision", saved.precision))
 
 
 def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
-    """Return a model's config and recipe: the checkpoint's if it resumes, or defaults; then what was typed.
+    """Return a model's config and recipe: the checkpoint's or the defaults, then what was typed.
 
     Raises InputError for a setting that cannot change, or a model that others have learned from.
     """
     values, state, path = run.job.flags.get(model, {}), run.state(model), run.path(model)
     if "scenes" in values and run.job.data != "shapes":
-        raise InputError(f"--scenes is for the shapes world, and {run.job.data} has its own pictures: "
-                         "leave it out")
+        raise InputError(f"--scenes is for the shapes world, and {run.job.data} has its own "
+                         "pictures: leave it out")
     if state:
         if not run.job.resume:
             raise InputError(f"{path} exists: add --resume to continue it, or name another --run")
@@ -169,9 +170,11 @@ def settle(run: Run, model: str, config: type, recipe: type) -> tuple[Any, Any]:
         default = getattr(config, "image_size", 32)
         side = clip["config"]["image_size"] if clip else values.get("image_size", default)
         values = fitting(model, side) | values
-    config, recipe = (
-        cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
-        for cls in (config, recipe))
+    def make(cls: type) -> Any:
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in names})
+
+    config, recipe = make(config), make(recipe)
     if not state or Budget.of(run, model, recipe).done(state["step"], state["seconds"]) < 1:
         refuse_to_change(run, model)
     return config, recipe
@@ -182,8 +185,9 @@ def refuse_to_change(run: Run, model: str) -> None:
     for other in USED_BY.get(model, ()):
         if run.path(other).exists():
             alone = command("train.py", other, "--run", run.folder, "--resume")
-            raise InputError(f"{run.path(other)} was trained on the output of {run.path(model)}, which "
-                             f"would change: name another --run, or train {other} alone: {alone}")
+            raise InputError(f"{run.path(other)} was trained on the output of {run.path(model)}, "
+                             "which would change: name another --run, or train "
+                             f"{other} alone: {alone}")
 
 
 def refuse_another(where: Path, name: str, was: Any, typed: Any) -> None:
@@ -227,7 +231,7 @@ def fitting(model: str, side: int) -> Fields:
 
 # ---- The budget ---------------------------------------------------------------------------------
 
-# of a job's minutes: each model's fraction, and the most steps it takes in them; the last model gets the rest
+# each model's fraction of a job's minutes, and its most steps; the last one gets what is left
 TIME = {"clip": 0.13, "vqgan": 0.2, "dalle": 0.67, "prior": 0.15, "decoder": 0.85}
 MAX_STEPS = {"clip": 3000, "vqgan": 4000, "prior": 3000}
 
@@ -241,7 +245,7 @@ class Budget:
 
     @classmethod
     def of(cls, run: Run, model: str, recipe: Any) -> "Budget":
-        """Divide the job's minutes among its models; they replace the recipe's steps unless typed."""
+        """Divide the job's minutes among its models; they replace steps that were not typed."""
         job, typed = run.job, "steps" in run.job.flags.get(model, {})
         if not job.minutes:
             return cls(None, recipe.steps)
@@ -250,8 +254,8 @@ class Budget:
             return cls(job.minutes * TIME[model], recipe.steps if typed else MAX_STEPS[model])
         earlier = sum(state["seconds"] for name in models[:-1] if (state := run.state(name))) / 60
         # at least half of its own fraction: earlier models may come from a longer job
-        minutes = max(job.minutes - earlier, job.minutes * TIME[model] / 2 if len(models) > 1 else 0)
-        return cls(minutes, recipe.steps if typed else None)
+        least = job.minutes * TIME[model] / 2 if len(models) > 1 else 0.0
+        return cls(max(job.minutes - earlier, least), recipe.steps if typed else None)
 
     def done(self, step: int, seconds: float) -> float:
         """Return the fraction of the training that is completed; 1 or more is the end."""

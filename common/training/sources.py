@@ -6,9 +6,10 @@
     CaptionEmbeddings    z_i (b e), what CLIP reads of the captions         DALL·E 2's prior
     ImageEmbeddings      pixels (b 3 h w), z_i (b e) by CLIP                DALL·E 2's decoder
 
-Each has draw(batch size, fraction completed) -> indices (b), batch(indices) -> the above, `probe`, the
-model's inputs for a measurement, `sizes`, the config fields that the data decide, and `notes`, the
-fingerprints of what it was computed with. Several processes draw the same batch; each gets its part.
+Each has draw(batch size, fraction completed) -> indices (b), batch(indices) -> the above, `probe`,
+the model's inputs for a measurement, `sizes`, the config fields that the data decide, and `notes`,
+the fingerprints of what it was computed with. Several processes draw the same batch; each gets its
+part.
 """
 
 import math
@@ -34,7 +35,7 @@ from ..run.pictures import Progress, shifted
 from .distributed import leader_first, own_noise, own_part
 
 LONGEST = 77  # most tokens in a caption, as in the published CLIP
-FEW = 10_000  # pictures: with fewer, DALL·E learns them by heart unless they move (docs/findings.md)
+FEW = 10_000  # pictures: with fewer, DALL·E memorises them unless they move (docs/findings.md)
 COPIES = 8  # of each picture's codes, where pictures move: the first as it is
 LISTED = 20  # skipped pictures that are named; all are counted
 
@@ -88,9 +89,9 @@ class CaptionedImages(Images):
     def __init__(self, run: Run, config: Any, recipe: Any):
         super().__init__(run, config.image_size, recipe)
         self.tokenizer = learn_tokenizer(run, self.train, config.vocab_size)
-        length = settled(run, "clip", "context_length") or fitting_length(self.tokenizer, self.train, self.held_out)
-        self.encode = encoder(run, self.tokenizer, length, self.train, self.held_out)
-        self.ids = self.encode([captions[0] for captions in self.train.captions])        # (images t)
+        self.encode, length = encoder(run, self.tokenizer, settled(run, "clip", "context_length"),
+                                      self.train, self.held_out)
+        self.ids = self.encode([captions[0] for captions in self.train.captions])    # (images t)
         self.look_alikes = LookAlikes(self.ids)
         self.begin = self.begin_look_alikes()
         self.sizes = {"vocab_size": self.tokenizer.vocab_size, "context_length": length}
@@ -99,8 +100,8 @@ class CaptionedImages(Images):
     def begin_look_alikes(self) -> float:
         """Return the fraction of the training after which batches hold look-alikes, 1 for never.
 
-        They need captions that share words, unless --look-alikes is typed: a word must be in as many
-        captions, on average, as a group of look-alikes holds. Ten class names have no look-alikes.
+        They need captions that share words, unless --look-alikes is typed: a word must be in as
+        many captions, on average, as a group holds. Ten class names have no look-alikes.
         """
         words = [word for caption in distinct(self.train) for word in set(caption.lower().split())]
         shared = len(words) >= self.recipe.look_alike_group * len(set(words))
@@ -118,7 +119,7 @@ class CaptionedImages(Images):
         return indices
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fetch pixels (b 3 h w), ids (b t), and which captions are right for which images (b b)."""
+        """Fetch pixels (b 3 h w), ids (b t), which captions are right for which images (b b)."""
         captions = self.texts(indices)
         pixels, ids = self.pixels(indices), self.encode(captions)
         right = same_caption(ids) | self.train.right(indices, captions)                  # (b b)
@@ -138,10 +139,10 @@ class CaptionedCodes(Images):
         self.vqgan, self.tokenizer = models.get("vqgan"), models.get("tokenizer")
         config = self.vqgan.config
         super().__init__(run, config.image_size, recipe)
-        length = settled(run, "dalle", "text_length") or fitting_length(self.tokenizer, self.train, self.held_out)
-        self.encode = encoder(run, self.tokenizer, length, self.train, self.held_out)
-        self.empty = self.encode("")[0].to(run.device)                                   # (t)
-        self.codes = self.encode_pictures()                                              # (copies images n)
+        self.encode, length = encoder(run, self.tokenizer, settled(run, "dalle", "text_length"),
+                                      self.train, self.held_out)
+        self.empty = self.encode("")[0].to(run.device)                               # (t)
+        self.codes = self.encode_pictures()                                          # (copies images n)
         self.sizes = {"text_vocab": self.tokenizer.vocab_size, "text_length": length,
                       "image_vocab": config.codebook_size, "grid": config.grid}
         self.notes = {"tokenizer": self.tokenizer.fingerprint, "vqgan": fingerprint(self.vqgan)}
@@ -163,7 +164,7 @@ class CaptionedCodes(Images):
                 found = self.vqgan.encode(pixels.to(self.run.device))                    # (b g g)
                 codes[copy, indices] = rearrange(found, "b g1 g2 -> b (g1 g2)").int().cpu()
         if not 0 <= codes.min() <= codes.max() < size:
-            raise ValueError(f"the quantiser gives codes from {codes.min()} to {codes.max()}, of {size}")
+            raise ValueError(f"codes from {codes.min()} to {codes.max()} of {size} codes")
         return codes
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,14 +187,16 @@ class ImageEmbeddings(Images):
     def __init__(self, run: Run, recipe: Any):
         self.clip = Models(run.folder, run.device).get("clip")
         super().__init__(run, self.clip.config.image_size, recipe)
-        self.embeddings = self.embed_pictures()                                          # (images e)
-        self.sizes = {"image_size": self.clip.config.image_size, "embed_dim": self.clip.config.embed_dim}
+        self.embeddings = self.embed_pictures()                                      # (images e)
+        config = self.clip.config
+        self.sizes = {"image_size": config.image_size, "embed_dim": config.embed_dim}
         self.notes = {"clip": fingerprint(self.clip)}
 
     @torch.no_grad()
     def embed_pictures(self) -> Tensor:
         """Embed all pictures once -> unit vectors (images e)."""
-        z, progress = torch.empty(len(self.train), self.clip.config.embed_dim), Progress("embedding pictures")
+        z = torch.empty(len(self.train), self.clip.config.embed_dim)
+        progress = Progress("embedding pictures")
         for indices in torch.arange(len(z)).split(64):
             progress(int(indices[0]), len(z))
             features = self.clip.encode_image(self.train.batch(indices).to(self.run.device))
@@ -203,7 +206,8 @@ class ImageEmbeddings(Images):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Fetch pixels (b 3 h w) and z_i (b e)."""
-        batch = own_part(self.pixels(indices).to(self.run.device), self.embeddings[indices].to(self.run.device))
+        batch = own_part(self.pixels(indices).to(self.run.device),
+                         self.embeddings[indices].to(self.run.device))
         own_noise()
         return batch
 
@@ -219,14 +223,14 @@ class CaptionEmbeddings(ImageEmbeddings):
     def __init__(self, run: Run, recipe: Any):
         super().__init__(run, recipe)
         config, tokenizer = self.clip.config, Models(run.folder, run.device).clip_tokenizer()
-        self.encode = encoder(run, tokenizer, config.context_length, self.train, self.held_out)
+        self.encode, _ = encoder(run, tokenizer, config.context_length, self.train, self.held_out)
         self.empty = tuple(part[0] for part in self.read([""]))
         self.sizes = {"embed_dim": config.embed_dim, "token_width": config.text_width,
                       "text_length": config.context_length}
         self.notes["tokenizer"] = tokenizer.fingerprint
 
     def standardise(self, prior: Prior) -> None:
-        """Fit the prior's standardisation to the embeddings, and apply it to those of the pictures."""
+        """Fit the prior's standardisation to the embeddings; apply it to those of the pictures."""
         prior.standardise_image.fit(self.embeddings)
         texts = [captions[0] for captions in self.train.captions[:4096]]
         prior.standardise_text.fit(self.read(texts)[-1])
@@ -264,7 +268,7 @@ def open_splits(run: Run, image_size: int, count: int) -> tuple[data.Dataset, da
 
 
 def open_split(run: Run, image_size: int, count: int, split: str = "train") -> data.Dataset:
-    """Open a split of the run's data set, once for all models; print which pictures were skipped."""
+    """Open a split of the run's data set, once for all models; print which pictures it skips."""
     job = run.job
     if job.data != "shapes" or job.overfit:
         count = 1024 if job.overfit else None  # overfitting looks at one batch only
@@ -272,8 +276,8 @@ def open_split(run: Run, image_size: int, count: int, split: str = "train") -> d
     if key not in run.datasets:
         seed = job.seed + (split != "train")  # the held-out scenes are those that `score` judges
         with leader_first():  # who decodes a folder's pictures into a file beside the run
-            images = data.load(job.data, image_size, split, count, seed, Progress("reading pictures"),
-                               run.folder, job.layout, job.class_names)
+            images = data.load(job.data, image_size, split, count, seed,
+                               Progress("reading pictures"), run.folder, job.layout, job.class_names)
         earlier = {reason for other in run.datasets.values() for reason in other.skipped}
         skipped = [reason for reason in images.skipped if reason not in earlier]
         for reason in skipped[:LISTED]:
@@ -316,12 +320,13 @@ def learn_tokenizer(run: Run, images: data.Dataset, vocab_size: int) -> Tokenize
     with leader_first():
         if run.job.resume and path.exists():
             return Tokenizer.load(path)
-        tokenizer = Tokenizer.train((caption for captions in images.captions for caption in captions), vocab_size)
+        captions = (caption for captions in images.captions for caption in captions)
+        tokenizer = Tokenizer.train(captions, vocab_size)
         if not path.exists():
             tokenizer.save(path)
         elif Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-            raise InputError(f"{path} was learned from other captions or with another --vocab-size: "
-                             "name another --run")
+            raise InputError(f"{path} was learned from other captions or with another "
+                             "--vocab-size: name another --run")
         return tokenizer
 
 
@@ -346,22 +351,24 @@ def fitting_length(tokenizer: Tokenizer, *sets: data.Dataset) -> int:
     return min(LONGEST, max(16, 4 * math.ceil(longest / 4)))
 
 
-def encoder(run: Run, tokenizer: Tokenizer, length: int, *sets: data.Dataset) -> partial:
-    """Return encode(texts) -> ids (b length).
+def encoder(run: Run, tokenizer: Tokenizer, length: int | None,
+            *sets: data.Dataset) -> tuple[partial, int]:
+    """Return encode(texts) -> ids (b length), and the length; None fits it to the captions.
 
     Raises InputError if captions of the data sets are too long, unless they are to be cut.
     """
+    length = length or fitting_length(tokenizer, *sets)
     if not run.job.truncate:
         # a model that is trained later must not refuse what an earlier one took
         limit = min(length, LONGEST) if "dalle" in trained_by(run.job.model) else length
         captions, too_long = distinct(*sets), []
         for batch in batches(captions):
-            ids = tokenizer.encode(batch, limit + 1, truncate=True)                      # (b limit+1)
-            too_long += [text for text, last in zip(batch, ids[:, limit]) if last == tokenizer.end]
+            last = tokenizer.encode(batch, limit + 1, truncate=True)[:, limit]       # (b)
+            too_long += [text for text, token in zip(batch, last) if token == tokenizer.end]
         if too_long:
             name = next(images.name(i) for images in sets for i, texts in enumerate(images.captions)
                         if too_long[0] in texts)
-            raise InputError(f"{len(too_long)} of {len(captions)} captions take more than {limit} tokens, "
-                             f"first that of {name}: {too_long[0][:60]!r}; add --truncate to cut them, "
-                             "or shorten them")
-    return partial(tokenizer.encode, context_length=length, truncate=run.job.truncate)
+            raise InputError(f"{len(too_long)} of {len(captions)} captions take more than {limit} "
+                             f"tokens, first that of {name}: {too_long[0][:60]!r}; add --truncate to "
+                             "cut them, or shorten them")
+    return partial(tokenizer.encode, context_length=length, truncate=run.job.truncate), length

@@ -1,4 +1,4 @@
-"""What a machine has: its faster precision, as many threads as help, a compiler."""
+"""What a machine has: its faster precision, as many threads as help."""
 
 import itertools
 import math
@@ -11,18 +11,6 @@ from torch import nn
 
 import train
 from common.training import device, loop
-
-
-def test_a_failing_compiler_costs_a_line_but_the_functions_own_error_shows(monkeypatch, capsys):
-    def broken(x):
-        raise RuntimeError("no compiler found")
-
-    monkeypatch.setattr(torch, "compile", lambda loss, dynamic: broken)
-    loss = device.compiled("dalle", lambda x: 1 / x)
-    assert loss(2) == loss(2) == 0.5
-    assert capsys.readouterr().out.count("torch.compile failed (RuntimeError)") == 1
-    with pytest.raises(ZeroDivisionError):
-        loss(0)
 
 
 def test_auto_takes_the_faster_precision_and_the_checkpoint_keeps_it(folder, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Serve captioned images: the shapes world, drawn and judged with no learned part, or a folder of your own.
+"""Serve captioned images: the shapes world, or a folder of your own.
 
                   random_scene           render                        read_scene
     seed, split, i ----------> Scene -------------> pixels (h w 3) ------------------> Scene
@@ -6,7 +6,7 @@
                                v  |
                 "a small red circle on a black background"
 
-    load("shapes" | folder, image_size) --> Dataset --> .batch(indices) (b 3 h w), .texts(indices, generator)
+    load("shapes" | folder, image_size) --> Dataset --> .batch(indices)  .texts(indices, generator)
 
     folder --tree, layouts--> Collection: Picture, ... --decoding--> uint8 (n h w 3) --> Dataset
 
@@ -14,15 +14,15 @@ Pictures are uint8 (h w 3) in here, and float (b 3 h w) in [-1, 1] once they lea
 """
 
 from .collection import Collection
-from .decoding import DETAIL
 from .dataset import Dataset, held_out_split, image_files, load
+from .decoding import DETAIL
 from .errors import InputError
 from .judge import matches, overlap, read_scene
 from .layouts import LAYOUTS
 from .layouts import read as read_layout
 from .pictures import open_image, read_image, to_pictures, to_tensor
-from .shapes import (BACKGROUNDS, COLOURS, NOVEL, OUTLINES, RELATIONS, SHAPES, SPLITS, Object, Scene, paint, parse,
-                     place, random_scene, render, split_of)
+from .shapes import (BACKGROUNDS, COLOURS, NOVEL, OUTLINES, RELATIONS, SHAPES, SPLITS, Object, Scene,
+                     paint, parse, place, random_scene, render, split_of)
 
 __all__ = [
     "load", "Dataset", "held_out_split", "InputError",

@@ -1,11 +1,13 @@
 """Read pictures of any format and mode, and turn them into square pixels and tensors.
 
-    path | Source --read_image--> RGB Image --square--> uint8 (h w 3) --to_float--> float (b 3 h w) in [-1, 1]
+    path --read_image--> RGB Image --square--> uint8 (h w 3) --to_float--> float (b 3 h w) in [-1, 1]
 """
 
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,53 +16,60 @@ from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .collection import File, Source
-from .errors import InputError
+from .errors import InputError, explained
 
 Image.init()
-OTHERS = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}  # Pillow opens them, but decodes none, or runs another program for it
-SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - OTHERS)
+# formats that Pillow opens without decoding them, or runs another program for
+NOT_DECODED = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items()
+            if kind in Image.OPEN.keys() - NOT_DECODED}
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # open_image refuses such pictures, in one line
+# open_image refuses such pictures, in one line
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def is_picture(name: str) -> bool:
+    """Tell from its suffix whether a file is a picture."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
 
 # ---- Decoding ----
 
+Opener = Callable[[], Image.Image]  # opens a picture that is not a file of its own
+
 
 @contextmanager
-def open_image(source: str | Path | Source, name: str | None = None) -> Iterator[Image.Image]:
+def open_image(source: str | Path | Opener, name: str | None = None) -> Iterator[Image.Image]:
     """Open a picture for the length of a `with`, not yet decoded.
 
-    Raises InputError, which calls it `name`, if the picture has more pixels than Pillow holds to be safe, or whatever goes
-    wrong within the `with`: on broken bytes decoders raise all kinds of exceptions.
+    name: what an error calls it; by default its path. Raises InputError if it cannot be opened, if it
+    has more pixels than Pillow holds to be safe, or if its bytes turn out broken within the `with`.
     """
-    source = File(Path(source)) if isinstance(source, (str, Path)) else source
-    try:
-        with source.open() as image:
-            if image.format in OTHERS:
-                raise UnidentifiedImageError
-            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS or float("inf")
-            if pixels > limit:  # Pillow itself refuses only twice as many
-                raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
-            yield image
-    except InputError:
-        raise
-    except Exception as error:
-        reason, remedy = getattr(error, "strerror", None) or str(error) or type(error).__name__, "repair or remove it"
-        if isinstance(error, UnidentifiedImageError):  # its own words hold the path once more, or an address
-            reason = "its format is unknown"
-        if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-            reason, remedy = reason.split(",")[0], "scale it down or remove it"
-        raise InputError(f"{name or source.path} cannot be read as an image ({' '.join(reason.split())}); {remedy}") from error
+    opener = source if callable(source) else partial(Image.open, source)
+    problem = f"{name or source} cannot be read as an image"
+    with explained(problem):
+        try:
+            with opener() as image:
+                if image.format in NOT_DECODED:
+                    raise UnidentifiedImageError
+                pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS or float("inf")
+                if pixels > limit:  # Pillow itself refuses only twice as many
+                    raise Image.DecompressionBombError(
+                        f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+                yield image
+        except UnidentifiedImageError as error:  # Pillow's own message repeats the path
+            raise InputError(f"{problem} (its format is unknown); repair or remove it") from error
+        except Image.DecompressionBombError as error:
+            reason = str(error).split(",")[0]
+            raise InputError(f"{problem} ({reason}); scale it down or remove it") from error
 
 
-def read_image(source: str | Path | Source, at_least: int | None = None, name: str | None = None) -> Image.Image:
+def read_image(source: str | Path | Opener, at_least: int | None = None,
+               name: str | None = None) -> Image.Image:
     """Read a picture of any mode as RGB: upright, first frame, over white where transparent.
 
-    16 bits are divided by 257, floats multiplied by 255 if all lie in [0, 1], and left alone if all lie in [0, 255]. Levels
-    outside such a range are scaled from the least to the greatest.
-
-    at_least: a JPEG may come at 1/2, 1/4 or 1/8 of its size while no side gets shorter than this: many times faster.
-    Raises InputError, which calls the picture `name`, if it cannot be read or has too many pixels.
+    at_least: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, many times faster, as long as no side
+    gets shorter than this. name, and the InputError for what cannot be read: see open_image.
     """
     with open_image(source, name) as image:
         if at_least:
@@ -75,7 +84,11 @@ def read_image(source: str | Path | Source, at_least: int | None = None, name: s
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16 or 32 bits or floats to 0..255, as read_image says; Pillow's own conversion clips at 255."""
+    """Scale 16 or 32 bits or floats to 0..255; Pillow's own conversion clips at 255.
+
+    16 bits are divided by 257. Floats are multiplied by 255 if all lie in [0, 1], and kept if all lie
+    in [0, 255]. Levels outside such a range are scaled from the least to the greatest.
+    """
     levels = np.asarray(image, np.float32)
     finite = levels[np.isfinite(levels)]
     low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
@@ -88,14 +101,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, image_size: int) -> np.ndarray:
-    """Scale the short side to image_size (bicubic, antialiased) and crop the centre -> uint8 (h w 3).
+    """Scale the short side to image_size (bicubic, antialiased), crop the centre -> uint8 (h w 3).
 
-    Every rounding is that of CLIP's own preprocessing.
+    It rounds as CLIP's own preprocessing does.
     """
     short, long = sorted(image.size)
-    if long > 50 * short:  # crop before scaling: scaled whole, so long a picture could fill the memory
+    if long > 50 * short:  # crop first: scaled whole, so long a picture could fill the memory
         return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
-    image = image.resize([image_size * side // short for side in image.size], Image.Resampling.BICUBIC)
+    size = [image_size * side // short for side in image.size]
+    image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (round((side - image_size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
@@ -104,13 +118,14 @@ def square(image: Image.Image, image_size: int) -> np.ndarray:
 
 
 def to_tensor(images: Sequence[Image.Image], image_size: int) -> Tensor:
-    """Turn RGB pictures of any size into a batch -> float (b 3 h w) in [-1, 1], h = w = image_size."""
+    """Turn RGB pictures of any size into float (b 3 h w) in [-1, 1], h = w = image_size."""
     return to_float(np.stack([square(image, image_size) for image in images]))
 
 
 def to_float(pictures: np.ndarray) -> Tensor:
     """Turn uint8 (b h w 3) into float (b 3 h w) in [-1, 1]."""
-    return rearrange(torch.from_numpy(pictures), "b h w c -> b c h w").contiguous().float() / 127.5 - 1
+    levels = rearrange(torch.from_numpy(pictures), "b h w c -> b c h w").contiguous()
+    return levels.float() / 127.5 - 1
 
 
 def to_pictures(images: Tensor) -> np.ndarray:

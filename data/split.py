@@ -1,19 +1,34 @@
-"""Decide what is held out by a hash of its name: the decision is the same in every run and on every machine."""
+"""Tell the split of a file by a word in its name, or hold out a twentieth by a hash of the names."""
 
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 
+TRAIN = ("train", "training", "trainval", "restval")
+HELD_OUT = ("val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation", "t10k")
+WORDS = dict.fromkeys(TRAIN, "train") | dict.fromkeys(HELD_OUT, "held-out")
+
+
+def split_of_name(name: str) -> str | None:
+    """Read a split off a name: "captions_val2014.json" is "held-out", as is "testImages".
+
+    Returns None if it has no word for a split, or words for both.
+    """
+    words = (word.removesuffix("images") for word in re.findall("t10k|[a-z]+", name.lower()))
+    kinds = {WORDS[word] for word in words if word in WORDS}
+    return kinds.pop() if len(kinds) == 1 else None
+
 
 def fraction(name: str) -> float:
-    """Hash a name to a number in [0, 1): the same in every process and year, which Python's hash() is not."""
-    letters = name.encode(errors="surrogatepass")  # a file name may hold bytes that are not text
-    return int.from_bytes(sha256(letters).digest()[:6], "big") / 2**48
+    """Hash a name to a number in [0, 1), the same in every process and on every machine."""
+    content = name.encode(errors="surrogatepass")  # a file name may hold bytes that are not text
+    return int.from_bytes(sha256(content).digest()[:6], "big") / 2**48
 
 
 def train_and_held_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hold out a twentieth of the names by their hash; below 20 names, each is in both.
 
-    A hash below 1/20 keeps a name held out as the folder grows. Both lists are in the order of the hashes: shuffled.
+    A name stays held out as the folder grows. Both lists are in the order of the hashes: shuffled.
     """
     names = sorted(names, key=fraction)
     if len(names) < 20:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import data
 from data import decoding
-from data.collection import Picture, Pixels
+from data.collection import Picture
 from small_folders import bomb
 
 ROOT = Path(__file__).parents[2]

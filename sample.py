@@ -1,4 +1,4 @@
-"""Use what train.py trained: classify, search, reconstruct, draw, guide, vary, edit, explain, score.
+"""Use what train.py trained: classify, search, reconstruct, draw, vary, edit, explain, score.
 
     python sample.py classify cat.png --labels "a cat" "a dog"
     python sample.py search "a red circle" pictures/
@@ -58,10 +58,10 @@ class Shared(Options):
     prior: str | None = option(None, LIKEWISE, metavar="FILE")
     decoder: str | None = option(None, LIKEWISE, metavar="FILE")
     tokenizer: str | None = option(None, LIKEWISE, metavar="FILE")
-    merges: str | None = option(None, "CLIP's tokenizer, where none lies beside the weights of --clip",
+    merges: str | None = option(None, "CLIP's tokenizer, where none lies beside --clip",
                                 metavar="FILE")
-    preset: str | None = option(None, "architecture of a --clip that comes without its config: "
-                                f"{', '.join(minclip.PRESETS)}; with -quickgelu at the end for that "
+    preset: str | None = option(None, "architecture of a --clip without a config: "
+                                f"{', '.join(minclip.PRESETS)}; -quickgelu at the end for that "
                                 "activation", metavar="NAME")
     out: str | None = option(None, "folder for what comes out (default: RUN/samples/COMMAND)")
     seed: int = option(0, "seed of everything random")
@@ -79,8 +79,8 @@ class Shared(Options):
 class ClassifyOptions(Shared):
     images: tuple[str, ...] = positional("IMAGE", "+")
     labels: tuple[str, ...] = option(None, "the classes, in words", nargs="+", required=True)
-    templates: tuple[str, ...] = option(("{}",), "sentences with {} for the label; their embeddings "
-                                        "are averaged", nargs="+")
+    templates: tuple[str, ...] = option(("{}",), "sentences with {} for the label, to be averaged",
+                                        nargs="+")
 
 
 def classify(models: Models, options: ClassifyOptions) -> None:
@@ -196,7 +196,7 @@ def dalle(models: Models, options: DalleOptions, drawing: Drawing) -> None:
     """Draw images for captions; "" draws without one."""
     captions, n, count = options.captions, options.n, candidates(options.n, options.rerank)
     out = options.output("dalle", len(captions) * n)
-    prime = first_rows(models, options.prime, options.prime_rows)                    # (r g), or None
+    prime = first_rows(models, options.prime, options.prime_rows)                    # (r g) or None
     wanted = [caption for caption in captions for _ in range(count)]
     images, codes = generate_images(models, wanted, drawing, options.seed, prime)
     pictures, entries = [], []
@@ -231,8 +231,8 @@ def unclip(models: Models, options: UnclipOptions, sampling: DecoderSampling) ->
         z = draw_embeddings(models, list(captions), options.seed, options.prior_guidance)
         return show_closest(models, options, options.rank, z[0])
     if models.get("prior") and not is_own_prior(models):
-        raise InputError("Karlo's prior has no decoder here: add --rank DIR, to rank the pictures of "
-                         "a folder by its embeddings")
+        raise InputError("Karlo's prior has no decoder here: add --rank DIR, to rank the pictures "
+                         "of a folder by its embeddings")
     out = options.output("unclip", len(captions) * n)
     wanted = [caption for caption in captions for _ in range(count)]
     z = draw_embeddings(models, wanted, options.seed, options.prior_guidance)        # (b e)
@@ -258,7 +258,7 @@ class VaryOptions(Shared):
 def vary(models: Models, options: VaryOptions, sampling: DecoderSampling) -> None:
     """DALL·E 2: draw images that CLIP takes for the same as this one."""
     out = options.output("vary", options.n)
-    names, images, z = open_images(models, options.image)                            # (1 3 h w), (1 e)
+    names, images, z = open_images(models, options.image)                     # (1 3 h w), (1 e)
     generator = torch.Generator(models.device).manual_seed(options.seed)
     drawn = dalle2.variations(denoiser(models, sampling), images, z, options.n, sampling.times,
                               options.eta, generator).clamp(-1, 1)                   # (n 3 h w)
@@ -277,10 +277,11 @@ class InterpolateOptions(Shared):
 def interpolate(models: Models, options: InterpolateOptions, sampling: DecoderSampling) -> None:
     """DALL·E 2: draw the way from one image to another."""
     out, n = options.output("interpolate", options.n), options.n
-    names, images, z = open_images(models, options.a, options.b)                     # (2 3 h w), (2 e)
-    drawn = dalle2.interpolate(denoiser(models, sampling), images, z, n, sampling.times).clamp(-1, 1)
-    entries = [{"original": options.a, "other": options.b, "fraction": i / (n - 1)} for i in range(n)]
-    write_strip(out, names, images, drawn, entries)
+    names, images, z = open_images(models, options.a, options.b)              # (2 3 h w), (2 e)
+    drawn = dalle2.interpolate(denoiser(models, sampling), images, z, n, sampling.times)
+    entries = [{"original": options.a, "other": options.b, "fraction": i / (n - 1)}
+               for i in range(n)]
+    write_strip(out, names, images, drawn.clamp(-1, 1), entries)
 
 
 @dataclass(frozen=True)
@@ -296,14 +297,14 @@ class EditOptions(Shared):
 def edit(models: Models, options: EditOptions, sampling: DecoderSampling) -> None:
     """DALL·E 2: change an image by the difference of two captions, up to --strength."""
     out = options.output("edit", options.n)
-    names, images, z = open_images(models, options.image)                            # (1 3 h w), (1 e)
+    names, images, z = open_images(models, options.image)                     # (1 3 h w), (1 e)
     generator = torch.Generator(models.device).manual_seed(options.seed)
     strengths = torch.linspace(0, options.strength, options.n, device=models.device)
     old, new = F.normalize(models.embed_text([options.old, options.new]), dim=-1)    # (e), (e)
     drawn = dalle2.edit(denoiser(models, sampling), images, z, old, new, strengths, sampling.times,
                         options.eta, generator).clamp(-1, 1)                         # (n 3 h w)
-    entries = [{"original": options.image, "from": options.old, "to": options.new, "strength": value}
-               for value in strengths.tolist()]
+    about = {"original": options.image, "from": options.old, "to": options.new}
+    entries = [about | {"strength": value} for value in strengths.tolist()]
     write_strip(out, names, images, drawn, entries)
 
 
@@ -315,12 +316,13 @@ class ExplainOptions(Shared):
     caption: str | None = positional("CAPTION", "?")
     image: str | None = option(None, "the picture to explain; without it DALL·E draws one",
                                metavar="FILE")
-    grade: int | None = option(None, "grade the explanations on N scenes of the shapes world", least=1)
+    grade: int | None = option(None, "grade explanations on N scenes of the shapes world", least=1)
 
 
 def explain(models: Models, options: ExplainOptions) -> None:
     """Show what CLIP, VQGAN and DALL·E look at in a picture and its caption."""
-    from common.drawing.explain import explain_and_write  # here, as in score: no other command needs it
+    # imported here, as in score: other commands need none of it
+    from common.drawing.explain import explain_and_write
     from common.scoring.explain import grade
 
     if options.caption is None and not options.grade:
@@ -336,7 +338,7 @@ def explain(models: Models, options: ExplainOptions) -> None:
 class ScoreOptions(Shared):
     count: int = option(512, "true pictures per split", least=16)
     draws: int = option(128, "captions drawn per split", least=1)
-    rerank: int = option(8, "pictures per caption, of which the best is chosen", least=1, metavar="K")
+    rerank: int = option(8, "pictures per caption, to choose from", least=1, metavar="K")
 
 
 def score(models: Models, options: ScoreOptions, drawing: Drawing) -> None:
@@ -369,7 +371,8 @@ COMMANDS = {
     "search": Command(search, SearchOptions),
     "reconstruct": Command(reconstruct, ReconstructOptions),
     "dalle": Command(dalle, DalleOptions, *DRAWING),
-    "guide": Command(guide, GuideOptions, Guiding, default_guiding, {"published CLIP": PUBLISHED_GUIDING}),
+    "guide": Command(guide, GuideOptions, Guiding, default_guiding,
+                     {"published CLIP": PUBLISHED_GUIDING}),
     "unclip": Command(unclip, UnclipOptions, *SAMPLING),
     "vary": Command(vary, VaryOptions, *SAMPLING),
     "interpolate": Command(interpolate, InterpolateOptions, *SAMPLING),
@@ -396,7 +399,8 @@ def main(argv: list[str] | None = None) -> None:
     options = command.options(**typed_fields(args, command.options))
     torch.manual_seed(options.seed)
     files = {name: getattr(options, name) for name in (*PACKAGES, "tokenizer")}
-    models = Models(options.run, pick_device(options.device), options.preset, options.merges, **files)
+    models = Models(options.run, pick_device(options.device), options.preset, options.merges,
+                    **files)
     settings = []
     if command.settings:
         settings = [replace(command.default(models), **typed_fields(args, command.settings))]

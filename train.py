@@ -1,8 +1,8 @@
 """Train CLIP, VQGAN and DALL·E, then DALL·E 2.
 
-    python train.py                     CLIP, VQGAN and DALL·E in turn on the shapes world, then scores
+    python train.py                     CLIP, VQGAN, DALL·E in turn on the shapes world, then scores
     python train.py unclip              DALL·E 2 over the run's CLIP: its prior, then its decoder
-    python train.py MODEL [--data DIR]  clip, vqgan, dalle, prior or decoder; `MODEL --help` lists options
+    python train.py MODEL [--data DIR]  clip, vqgan, dalle, prior or decoder; --help lists options
 
 What each learns from; codes and embeddings are computed once, before the training:
 
@@ -52,11 +52,14 @@ from page.export import reported
 class Recipe(Options):
     """How a model is trained. Every field is a flag, as the fields of the models' configs are."""
 
-    warmup: float = option(0.05, "fraction of the training during which the rate rises", least=0.001, most=1)
+    warmup: float = option(0.05, "fraction of the training in which the rate rises",
+                           least=0.001, most=1)
     scenes: int = option(80_000, "pictures of the shapes world to train on", least=1)
 
 
-SHIFT = "pixels by which training pictures move at random (default: a 16th of their side if fewer than 10,000, else 0)"
+RATIO = "learning rate of all but the hidden matrices, as a multiple"
+SHIFT = ("pixels by which training pictures move at random (default: a 16th of their side if fewer "
+         "than 10,000, else 0)")
 
 # ---- CLIP ---------------------------------------------------------------------------------------
 
@@ -66,10 +69,11 @@ class CLIPRecipe(Recipe):
     steps: int = option(2200, "optimiser steps", least=1)
     batch_size: int = option(128, "pairs per step, each a negative for all others", least=1)
     learning_rate: float = option(1e-2, "highest learning rate", least=0)
-    adamw_ratio: float = option(0.1, "rate of embeddings, norm gains and biases, as a multiple", least=0)
+    adamw_ratio: float = option(0.1, RATIO, least=0)
     weight_decay: float = option(0.2, "weight decay of the matrices", least=0)
-    look_alikes: float = option(0.3, "fraction completed when look-alikes begin; 1: never", least=0, most=1)
-    look_alike_group: int = option(4, "captions that are hard to tell apart, in each group", least=2)
+    look_alikes: float = option(0.3, "fraction completed when look-alikes begin; 1: never",
+                                least=0, most=1)
+    look_alike_group: int = option(4, "captions in a group that are hard to tell apart", least=2)
     accumulate: int = option(1, "chunks of the batch, one at a time in memory", least=1)
     shift: int | None = option(None, SHIFT, least=0)
 
@@ -85,10 +89,11 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
     optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, recipe.weight_decay,
                      betas=(0.9, 0.98), eps=1e-6)
     expected = bounds.contrastive(config.loss, source.ids[: recipe.batch_size])
-    training = Training(run, "clip", config, recipe, source, expected, model=model, optimiser=optimiser)
+    training = Training(run, "clip", config, recipe, source, expected,
+                        model=model, optimiser=optimiser)
     network, loss_function = replicate(model), LOSSES[config.loss].loss
     if recipe.accumulate > 1 and WORLD > 1:
-        raise InputError("--accumulate is for one process, and several divide the batch: leave it out")
+        raise InputError("several processes divide the batch already: leave --accumulate out")
     for indices in training.steps():
         pixels, ids, right = source.batch(indices)                    # (b 3 h w), (b t), (b b)
 
@@ -118,8 +123,8 @@ class VQGANRecipe(Recipe):
     steps: int = option(1800, "optimiser steps", least=1)
     batch_size: int = option(16, "images per step", least=1)
     learning_rate: float = option(8e-3, "highest learning rate", least=0)
-    adamw_ratio: float = option(1.0, "rate of codebook, outer layers, gains and biases, as a multiple", least=0)
-    discriminator: bool = option(False, "train against a patch discriminator: sharper pictures, slower steps")
+    adamw_ratio: float = option(1.0, RATIO, least=0)
+    discriminator: bool = option(False, "train against a patch discriminator: sharper, but slower")
     discriminator_start: float = option(0.55, "fraction completed when it begins", least=0, most=1)
     discriminator_layers: int = option(2, "halvings in it; two suit pictures of 32 pixels", least=1)
     adversarial_weight: float = option(0.8, "its strength relative to the reconstruction", least=0)
@@ -131,14 +136,14 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     torch.manual_seed(stable_seed(run.job.seed, "vqgan"))
     model = VQGAN(config).to(run.device, memory_format=torch.channels_last)
     model.codebook.gather = lambda rows: gather(rows)[0]  # rows of all processes
-    hidden = [part for half in (model.encoder, model.decoder) for part in (half.levels, half.middle)]
+    hidden = [model.encoder.levels, model.encoder.middle, model.decoder.levels, model.decoder.middle]
     optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
     saved = {"model": model, "optimiser": optimiser}
     if recipe.discriminator:
         discriminator = PatchGAN(layers=recipe.discriminator_layers).to(run.device)
         if config.image_size < discriminator.min_side:
-            raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, or "
-                             f"pictures of {discriminator.min_side} pixels or more")
+            raise InputError(f"--discriminator-layers {recipe.discriminator_layers}: choose fewer, "
+                             f"or pictures of {discriminator.min_side} pixels or more")
         optimiser_d = Muon(discriminator, [], recipe.learning_rate, betas=(0.5, 0.9))
         saved |= {"discriminator": discriminator, "optimiser_d": optimiser_d}
     expected = bounds.reconstruction(source.train.batch(range(min(64, len(source.train)))))
@@ -158,7 +163,8 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
             discriminator if adversary else None, recipe.adversarial_weight)
         optimiser.zero_grad()
         loss.backward()
-        parts["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one odd batch must not undo many
+        # one odd batch must not undo many
+        parts["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
         if adversary:
@@ -182,10 +188,10 @@ class DALLERecipe(Recipe):
     steps: int = option(2500, "optimiser steps", least=1)
     batch_size: int = option(48, "captioned images per step", least=1)
     learning_rate: float = option(6.5e-3, "highest learning rate", least=0)
-    adamw_ratio: float = option(1.0, "rate of embeddings, heads, gains and biases, as a multiple", least=0)
+    adamw_ratio: float = option(1.0, RATIO, least=0)
     weight_decay: float = option(0.05, "weight decay of the matrices", least=0)
-    text_loss_weight: float = option(1 / 8, "weight of the text in the loss, of 1 in all", least=0, most=1)
-    caption_dropout: float = option(0.05, "fraction of captions left out, for guidance", least=0, most=1)
+    text_loss_weight: float = option(1 / 8, "of the loss; the image has the rest", least=0, most=1)
+    caption_dropout: float = option(0.05, "fraction left out, for guidance", least=0, most=1)
     shift: int | None = option(None, SHIFT, least=0)
 
 
@@ -197,7 +203,8 @@ def train_dalle(run: Run, config: DALLEConfig, recipe: DALLERecipe) -> None:
     optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.adamw_ratio,
                      recipe.weight_decay, betas=(0.9, 0.95))
     expected = bounds.dalle(config, source.train, recipe.text_loss_weight, recipe.caption_dropout)
-    training = Training(run, "dalle", config, recipe, source, expected, model=model, optimiser=optimiser)
+    training = Training(run, "dalle", config, recipe, source, expected,
+                        model=model, optimiser=optimiser)
     network = replicate(model)
     for indices in training.steps():
         text, codes = source.batch(indices)                           # (b t), (b n)
@@ -226,8 +233,8 @@ class PriorRecipe(Recipe):
     steps: int = option(1600, "optimiser steps", least=1)
     batch_size: int = option(256, "pairs of caption and embedding per step", least=1)
     learning_rate: float = option(2e-3, "highest learning rate", least=0)
-    adamw_ratio: float = option(0.5, "rate of all but the hidden matrices, as a multiple", least=0)
-    caption_dropout: float = option(0.1, "fraction of captions left out, for guidance", least=0, most=1)
+    adamw_ratio: float = option(0.5, RATIO, least=0)
+    caption_dropout: float = option(0.1, "fraction left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
 
 
@@ -237,12 +244,14 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
     torch.manual_seed(stable_seed(run.job.seed, "prior"))
     model = Prior(config).to(run.device)
     source.standardise(model)
-    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
+    optimiser = Muon(model, [model.blocks], recipe.learning_rate, recipe.adamw_ratio,
+                     betas=(0.9, 0.99))
     expected = bounds.denoising(source.embeddings, "the mean embedding")
-    training = Training(run, "prior", config, recipe, source, expected, model=model, optimiser=optimiser)
+    training = Training(run, "prior", config, recipe, source, expected,
+                        model=model, optimiser=optimiser)
     network = replicate(model)
     for indices in training.steps():
-        z, condition = source.batch(indices)                          # (b e), as Prior.forward reads it
+        z, condition = source.batch(indices)                          # (b e), what CLIP reads
 
         with training.autocast():
             loss = diffusion_step(network, z, condition, source.empty, recipe.caption_dropout)
@@ -263,8 +272,8 @@ class DecoderRecipe(Recipe):
     steps: int = option(12_000, "optimiser steps", least=1)
     batch_size: int = option(48, "images per step", least=1)
     learning_rate: float = option(3e-3, "highest learning rate", least=0)
-    adamw_ratio: float = option(0.4, "rate of all but the hidden matrices, as a multiple", least=0)
-    embedding_dropout: float = option(0.1, "fraction of embeddings left out, for guidance", least=0, most=1)
+    adamw_ratio: float = option(0.4, RATIO, least=0)
+    embedding_dropout: float = option(0.1, "fraction left out, for guidance", least=0, most=1)
     scenes: int = option(40_000, "pictures of the shapes world to train on", least=1)
 
 
@@ -277,7 +286,8 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
     hidden = [model.condition, model.levels, model.middle]
     optimiser = Muon(model, hidden, recipe.learning_rate, recipe.adamw_ratio, betas=(0.9, 0.99))
     expected = bounds.denoising(source.probe[0], "a gray image")
-    training = Training(run, "decoder", config, recipe, source, expected, model=model, optimiser=optimiser)
+    training = Training(run, "decoder", config, recipe, source, expected,
+                        model=model, optimiser=optimiser)
     network = replicate(model)
     for indices in training.steps():
         pixels, z = source.batch(indices)                             # (b 3 h w), (b e)
@@ -300,7 +310,7 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
 
 
 class Trained(NamedTuple):
-    """How a model is trained: its loop, config, recipe, and the config fields that the data decide."""
+    """A loop, config and recipe, and the config fields that the data decide."""
 
     train: Callable[[Run, Any, Any], None]
     config: type
@@ -311,8 +321,10 @@ class Trained(NamedTuple):
 MODELS = {
     "clip": Trained(train_clip, CLIPConfig, CLIPRecipe),
     "vqgan": Trained(train_vqgan, VQGANConfig, VQGANRecipe),
-    "dalle": Trained(train_dalle, DALLEConfig, DALLERecipe, ("text_vocab", "image_vocab", "text_length", "grid")),
-    "prior": Trained(train_prior, PriorConfig, PriorRecipe, ("embed_dim", "token_width", "text_length")),
+    "dalle": Trained(train_dalle, DALLEConfig, DALLERecipe,
+                     ("text_vocab", "image_vocab", "text_length", "grid")),
+    "prior": Trained(train_prior, PriorConfig, PriorRecipe,
+                     ("embed_dim", "token_width", "text_length")),
     "decoder": Trained(train_decoder, DecoderConfig, DecoderRecipe, ("embed_dim", "image_size")),
 }
 
@@ -324,15 +336,15 @@ def main(argv: list[str] | None = None) -> None:
         run, names = open_run(*parse(argv, __doc__.split("\n")[0], classes))
         with run.locked(), reported(run.folder):
             # all now: a mistake in the settings of the last model shows before the first is trained
-            settled = {name: settle(run, name, MODELS[name].config, MODELS[name].recipe) for name in names}
-            for name in names:
-                MODELS[name].train(run, *settled[name])
+            settled = [settle(run, name, *classes[name][:2]) for name in names]
+            for name, settings in zip(names, settled):
+                MODELS[name].train(run, *settings)
             if LEADER and names in JOBS.values() and not run.job.overfit:
                 finish(run, names)
 
 
-def finish(run: Run, names: tuple[str, ...], prompt: str = "a large red star on a gray background") -> None:
-    """Draw the captions of 16 held-out pictures; on the shapes world also guide one, and score the run."""
+def finish(run: Run, names: tuple[str, ...]) -> None:
+    """Draw the captions of 16 held-out pictures; on the shapes world also guide one, and score."""
     models, folder, seed = Models(run.folder, run.device), run.folder / "samples", run.job.seed
     images = next(images for (_, _, split), images in run.datasets.items() if split != "train")
     originals, captions, scenes = first_captions(images, 16)
@@ -342,8 +354,8 @@ def finish(run: Run, names: tuple[str, ...], prompt: str = "a large red star on 
         Output(folder / name, name, 16).write(to_pil(pictures), entries, **options)
 
     if "decoder" in names:
-        sampling = DecoderSampling()
-        write("unclip", draw(models, draw_embeddings(models, captions, seed), sampling, seed), entries)
+        z = draw_embeddings(models, captions, seed)
+        write("unclip", draw(models, z, DecoderSampling(), seed), entries)
         return
     write("originals", originals, entries)
     redrawn = reconstruct(models.get("vqgan"), originals.to(run.device))[0].cpu()
@@ -353,12 +365,13 @@ def finish(run: Run, names: tuple[str, ...], prompt: str = "a large red star on 
           sheet=reconstruction_sheet(originals, redrawn, files, psnr))
     write("dalle", generate_images(models, captions, default_drawing(models), seed)[0], entries)
     if scenes:
-        output = Output(folder / "guide", "guide", 1)
-        prompts = minvqgan.parse_prompts(prompt)
-        guide_and_write(models, output, prompt, prompts, models.embed_text([prompt]), Guiding(), seed)
+        output, prompt = Output(folder / "guide", "guide", 1), "a large red star on a gray background"
+        guide_and_write(models, output, prompt, minvqgan.parse_prompts(prompt),
+                        models.embed_text([prompt]), Guiding(), seed)
         score(models, default_drawing(models), seed=seed)
     else:  # a classifier would first learn the pictures, for a minute or more
-        print(f"to score it on held-out pictures: {command('sample.py', 'score', '--run', run.folder)}")
+        print("to score it on held-out pictures: "
+              + command("sample.py", "score", "--run", run.folder))
 
 
 if __name__ == "__main__":

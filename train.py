@@ -232,13 +232,11 @@ def train_prior(run: Run, config: PriorConfig, recipe: PriorRecipe) -> None:
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         z = embeddings[indices]                                                              # (b e)
-        condition = unclip.drop_condition(read(images.texts(indices, torch.default_generator)), empty, recipe.caption_dropout)
-        t, noise = unclip.random_times(len(z)).to(run.device), torch.randn_like(z)           # (b), (b e)
-        z, t, noise, *condition = share(z, t, noise, *condition)
+        condition = read(images.texts(indices, torch.default_generator))
+        z, *condition = share(z, *condition)
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            prediction = model(unclip.mix(z, noise, t), t, *condition)                       # (b e)
-        loss = unclip.denoising_loss(prediction, z, t)
+            loss = unclip.diffusion_step(model, z, tuple(condition), empty, recipe.caption_dropout)
         optimiser.zero_grad()
         loss.backward()
         average(model)
@@ -276,13 +274,10 @@ def train_decoder(run: Run, config: DecoderConfig, recipe: DecoderRecipe) -> Non
 
         indices = random_batch(len(images), recipe.batch_size, run.job.overfit)              # (b)
         pixels = images.batch(indices).to(run.device)                                        # (b 3 h w)
-        condition = unclip.drop_condition((embeddings[indices].to(run.device),), (model.empty,), recipe.embedding_dropout)
-        t, noise = unclip.random_times(len(pixels)).to(run.device), torch.randn_like(pixels) # (b), (b 3 h w)
-        pixels, t, noise, *condition = share(pixels, t, noise, *condition)
+        pixels, z = share(pixels, embeddings[indices].to(run.device))
 
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
-            prediction = denoise(unclip.mix(pixels, noise, t), t, *condition)                # (b 3 h w)
-        loss = unclip.denoising_loss(prediction, pixels, t)
+            loss = unclip.diffusion_step(denoise, pixels, (z,), (model.empty,), recipe.embedding_dropout)
         optimiser.zero_grad()
         loss.backward()
         average(model)

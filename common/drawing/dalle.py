@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
 import mindalle
@@ -58,7 +58,7 @@ def generate_images(models: Models, captions: list[str], how: Drawing, seed: int
         for codes in mindalle.generate_steps(dalle, part, empty=empty, prime=first, generator=generator, **asdict(how)):
             progress(sum(map(torch.numel, (*drawn, codes))), total)
         drawn.append(codes)
-    codes = dalle.to_grid(torch.cat(drawn))
+    codes = rearrange(torch.cat(drawn), "b (g1 g2) -> b g1 g2", g1=dalle.config.grid)
     return torch.cat([models.get("vqgan").decode(part).clamp(-1, 1) for part in codes.split(64)]), codes
 
 

@@ -96,8 +96,9 @@ def explain_dalle(models: Models, image: Tensor, codes: Tensor, caption: str) ->
     print("DALL·E: share of attention on the caption, layer by layer: " + "  ".join(f"{value:.0%}" for value in share))
     at_words, at_codes, g = at_words[layers[0]], looked[layers[0]][:, dalle.config.text_length :], len(codes)
     frames = []
-    for step, place in enumerate(dalle.places.tolist()):
-        before = rearrange(dalle.steps < step, "(g1 g2) -> 1 1 g1 g2", g1=g)                     # the codes drawn before this one
+    at_codes = F.pad(at_codes, (0, 1))                                                           # none looks at the last code
+    for place in range(g * g):
+        before = rearrange(torch.arange(g * g, device=image.device) < place, "(g1 g2) -> 1 1 g1 g2", g1=g)
         drawn = F.interpolate(before.float(), image.shape[-2:])[0] > 0                           # (1 h w)
         so_far, share = torch.where(drawn, image, 1), at_words[place] / at_words.max()
         frames.append(frame(so_far, at_codes[place], share, [*words.values()], place))

@@ -103,20 +103,18 @@ def word_maps(clip: minclip.CLIP, image: Tensor, choices: Tensor) -> Tensor:
 
 @torch.no_grad()
 def looks(dalle: mindalle.DALLE, text: Tensor, codes: Tensor) -> Tensor:
-    """Record what DALL·E looks at as it predicts each code, averaged over heads -> (b l n t+n).
+    """Record what DALL·E looks at as it predicts each code, averaged over heads -> (b l n t+n-1).
 
-    text (b t), codes (b g g). Rows are codes in reading order; columns are the tokens of the text, then the codes in reading
-    order. One pass over the finished codes sees what drawing saw, since no code looks at a later one.
+    text (b t), codes (b g g). Rows are codes in reading order; columns are the tokens of the text, then all codes but
+    the last, which nothing reads. One pass over the finished codes sees what drawing saw, since no code looks at a later one.
     """
     with recorded(dalle) as maps:
         dalle(text, codes)
     t = dalle.config.text_length
-    looked = torch.stack([layer.mean(dim=1)[:, t - 1 : -1] for layer in maps], dim=1)             # (b l n t+n)
-    looked = looked[:, :, dalle.steps]
-    return torch.cat([looked[..., :t], looked[..., t:][..., dalle.steps]], dim=-1)
+    return torch.stack([layer.mean(dim=1)[:, t - 1 :] for layer in maps], dim=1)
 
 
-def pieces(tokenizer: minclip.Tokenizer | mindalle.Tokenizer, ids: Tensor) -> dict[int, str]:
+def pieces(tokenizer: minclip.Tokenizer | mindalle.MinDALLETokenizer, ids: Tensor) -> dict[int, str]:
     """Name the tokens of a caption, ids (t) -> {place: piece of a word}, without start, end and padding."""
     if isinstance(tokenizer, minclip.Tokenizer):
         places = range(1, int(ids.argmax()))  # `end` is the highest id

@@ -115,7 +115,7 @@ class Models:
             self.loaded["clip_tokenizer"] = tokenizer
         return self.loaded["clip_tokenizer"]
 
-    def dalle(self) -> tuple[mindalle.DALLE, minclip.Tokenizer | mindalle.Tokenizer]:
+    def dalle(self) -> tuple[mindalle.DALLE, minclip.Tokenizer | mindalle.MinDALLETokenizer]:
         """Return DALL·E and its tokenizer, having made sure that this and the VQGAN are those it was trained with."""
         model, vqgan, path = self.get("dalle"), self.get("vqgan"), self.files["dalle"]
         if vqgan.config.codebook_size != model.config.image_vocab:
@@ -129,7 +129,7 @@ class Models:
                                          f"{known[name]}, not {found}): its codes mean nothing here; name the right --{name}, "
                                          "or another --run")
             folder = path if path.is_dir() else path.parent
-            self.loaded["dalle_tokenizer"] = self.get("tokenizer") if known else mindalle.Tokenizer.load(folder / "tokenizer")
+            self.loaded["dalle_tokenizer"] = self.get("tokenizer") if known else mindalle.MinDALLETokenizer.load(folder / "tokenizer")
         return model, self.loaded["dalle_tokenizer"]
 
     def unclip(self, name: str) -> mindalle.unclip.Prior | mindalle.unclip.Decoder:

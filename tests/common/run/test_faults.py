@@ -289,7 +289,7 @@ def test_two_processes_do_not_train_in_one_folder(folder, tmp_path):
 
 
 def test_what_can_be_checked_is_checked_before_the_first_step_of_the_first_model(folder, tmp_path):
-    assert "order" in refused("train", "--data", folder, "--run", tmp_path, "--dalle.order", "sideways", *TINY_JOB.split())
+    assert "attention" in refused("train", "--data", folder, "--run", tmp_path, "--dalle.attention", "sideways", *TINY_JOB.split())
     assert "--scenes" in refused("train", "--data", folder, "--run", tmp_path, "--dalle.scenes", 100, *TINY_JOB.split())
     assert "discriminator" in refused("train", "vqgan", "--data", folder, "--run", tmp_path, "--discriminator", "--discriminator-layers", 5)
     assert not list(tmp_path.glob("*.pt"))

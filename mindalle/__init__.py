@@ -5,9 +5,9 @@ from .generate import generate, generate_steps, rerank
 from .loss import dalle_loss, drop_captions
 from .model import DALLE, DALLEConfig
 from .pretrained import load
-from .tokenizer import Tokenizer
+from .pretrained_tokenizer import MinDALLETokenizer
 
 __all__ = [
-    "DALLE", "DALLEConfig", "InputError", "Tokenizer", "dalle_loss", "drop_captions", "generate", "generate_steps",
-    "load", "rerank",
+    "DALLE", "DALLEConfig", "InputError", "MinDALLETokenizer", "dalle_loss", "drop_captions",
+    "generate", "generate_steps", "load", "rerank",
 ]

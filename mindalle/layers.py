@@ -1,7 +1,7 @@
-"""The parts of the transformer: attention patterns, orders of decoding, rotary angles, attention with a cache, the block.
+"""The parts of the transformer: attention patterns, rotary angles, attention, cache, block.
 
-Masks are boolean, True where query i may look at key j. An attention pattern says which of the earlier codes of its image
-a code sees [DALL·E app. B, fig. 11]. What the code Q sees on a grid of 4:
+Masks are boolean, True where query i may look at key j. An attention pattern says which of the
+earlier codes of its image a code sees [DALL·E app. B, fig. 11]. On a grid of 4, the code Q sees:
 
     full          row           column        convolutional, kernel 3
     x x x x       . . . .       . x . .       . . . .
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 def steps_back(length: int) -> Tensor:
     """Count how far before query i key j stands: i - j, negative for the future -> (i j) int64"""
-    # explicitly on the CPU: load() builds the model on the meta device, where masks would lose their values
+    # explicitly on the CPU: load() builds the model on the meta device, where masks have no values
     positions = torch.arange(length, device="cpu")
     return rearrange(positions, "i -> i 1") - rearrange(positions, "j -> 1 j")
 
@@ -29,9 +29,9 @@ def full_mask(grid: int, kernel: int) -> Tensor:
 
 
 def row_mask(grid: int, kernel: int) -> Tensor:
-    """Let a code look at itself and at the g codes before it, back to the one right above it -> (n n) boolean
+    """Let a code look at itself and at the g codes before it -> (n n) boolean
 
-    The window runs on over the edge of the image, so every query has the same pattern [DALL·E fig. 11a].
+    The window runs on over the edge of the image: every query has the same one [DALL·E fig. 11a].
 
     grid 2, a line per query:   x . . .
                                 x x . .
@@ -43,7 +43,7 @@ def row_mask(grid: int, kernel: int) -> Tensor:
 
 
 def column_mask(grid: int, kernel: int) -> Tensor:
-    """Let a code look at itself and at the codes above it in its column [DALL·E fig. 11b] -> (n n) boolean
+    """Let a code look at itself and at those above it in its column [fig. 11b] -> (n n) boolean
 
     grid 2, a line per query:   x . . .
                                 . x . .
@@ -70,9 +70,11 @@ def convolutional_mask(grid: int, kernel: int) -> Tensor:
     return near & (back >= 0)
 
 
-# DALLEConfig.attention -> (grid, kernel) -> (n n) boolean over the codes in reading order. A code must see itself, and no
-# later code. A new pattern is one more function here.
-PATTERNS = {"full": full_mask, "row": row_mask, "column": column_mask, "convolutional": convolutional_mask}
+# DALLEConfig.attention -> (grid, kernel) -> (n n) boolean over the codes in reading order. A code
+# must see itself, and no later code. A new pattern is one more function here.
+PATTERNS = {
+    "full": full_mask, "row": row_mask, "column": column_mask, "convolutional": convolutional_mask,
+}
 
 
 def attention_mask(pattern: str, text_length: int, grid: int, kernel: int) -> Tensor:
@@ -87,58 +89,26 @@ def attention_mask(pattern: str, text_length: int, grid: int, kernel: int) -> Te
     return mask
 
 
-def row_major(grid: int) -> Tensor:
-    """Order the places row by row from the top left -> (n) int64, the place drawn at each step
+def rotations(text_length: int, grid: int, head_width: int) -> Tensor:
+    """Compute the angles by which `rotate` turns queries and keys -> cosines, sines (t+n c/2 2)
 
-    grid 3, the step at which each place is drawn:   0 1 2
-                                                     3 4 5
-                                                     6 7 8
+    Half of the angles grow with the row, half with the column, each at its own speed, from 1 a step
+    down to nearly 1/20. Text stands to the left of the first row.
     """
-    return torch.arange(grid**2, device="cpu")
-
-
-def spiral_out(grid: int) -> Tensor:
-    """Order the places from the centre, where most images have their subject, outwards [VQGAN app. F] -> (n) int64
-
-    grid 4, the step at which each place is drawn:    9 10 11 12
-                                                      8  1  2 13
-                                                      7  0  3 14
-                                                      6  5  4 15
-    """
-    places = [grid // 2 * grid + (grid - 1) // 2]
-    for turn in range(2 * grid - 1):
-        move = (-grid, 1, grid, -1)[turn % 4]  # up, right, down, left
-        for _ in range(turn // 2 + 1):
-            places.append(places[-1] + move)
-    return torch.tensor(places[: grid**2], device="cpu")  # the last side is one too long
-
-
-# DALLEConfig.order -> grid -> (n) int64: the place (row * grid + column) whose code is drawn at each step. A new order is
-# one more function here. By the chain rule any order can express any distribution of images, but some make the next code
-# harder to predict: on ImageNet, the negative log-likelihood was 4.77 for row major, 4.81 for z-curve and alternate, 4.89
-# for spiral out, 4.90 for spiral in, 5.02 for subsample [VQGAN app. F, fig. 47].
-ORDERS = {"row_major": row_major, "spiral_out": spiral_out}
-
-
-def rotations(text_length: int, places: Tensor, grid: int, head_width: int) -> Tensor:
-    """Give each position the angles by which `rotate` turns queries and keys -> their cosines and sines (t+n c/2 2)
-
-    places (n) int64: where on the grid the code of each step stands. Half of the angles grow with the row, half with the
-    column, each at its own speed, from 1 a step down to nearly 1/20. Text stands to the left of the first row.
-    """
-    place = torch.cat([torch.arange(-text_length, 0, device="cpu"), places])  # negative: text
-    row, column = place.clamp(min=0) // grid, torch.where(place < 0, place, place % grid)
+    place = torch.arange(-text_length, grid**2, device="cpu")  # negative: text
+    row = place.clamp(min=0) // grid
+    column = torch.where(place < 0, place, place % grid)
     speeds = 20.0 ** -torch.linspace(0, 1, head_width // 4 + 1, device="cpu")[:-1]
     angles = torch.cat([torch.outer(row, speeds), torch.outer(column, speeds)], dim=1)
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of channels of x (... i c) by an angle of its position (i c/2 2) [RoFormer eq. 34].
+    """Turn each pair of channels of x (... i c) by an angle (i c/2 2) [RoFormer eq. 34].
 
-    A pair is a complex number, so turning it is a multiplication. The product of a turned query with a turned key depends
-    only on the difference of their angles: a head that has learned to look at the code above does so everywhere. With
-    learned positions alone it must learn that separately for each place of the grid.
+    A pair is a complex number, so turning it is a multiplication. The product of a turned query and
+    a turned key depends only on the difference of their angles: a head that has learned to look at
+    the code above does so everywhere. Learned positions would need that learned for each place.
     """
     pairs = torch.view_as_complex(rearrange(x.float(), "... (pair two) -> ... pair two", two=2))
     turned = torch.view_as_real(pairs * torch.view_as_complex(rotation.float()))
@@ -146,6 +116,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 # `attention_weights`, `MLP` and the wiring of `Block` have twins in minclip/layers.py.
+# SDPA_LINE
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Say how much each query reads of each key, softmax(q·k / √c) over the keys it may see [Attention is all you need, eq. 1].
 
@@ -158,10 +129,10 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class Cache:
-    """Keep the keys and values of the tokens that one layer has read, so that a new token costs one query, not a sequence.
+    """Keep the keys and values of the tokens that one layer has read, for the tokens that follow.
 
-    It has room for `length` tokens and holds `filled`. Both tensors (b k length c) are made once, at the first update, in
-    the precision that the layer runs in.
+    It has room for `length` tokens and holds `filled`. Both tensors (b k length c) are made at the
+    first update, in the precision that the layer runs in.
     """
 
     def __init__(self, length: int):
@@ -169,10 +140,11 @@ class Cache:
         self.keys = self.values = None
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values (b k i c) -> views of all that it now holds, each (b k filled c)"""
+        """Append keys and values (b k i c) -> views of all it now holds, each (b k filled c)"""
         if self.keys is None:
             b, k, _, c = keys.shape
-            self.keys, self.values = keys.new_empty(b, k, self.length, c), values.new_empty(b, k, self.length, c)
+            self.keys = keys.new_empty(b, k, self.length, c)
+            self.values = values.new_empty(b, k, self.length, c)
         start, self.filled = self.filled, self.filled + keys.shape[2]
         self.keys[:, :, start : self.filled] = keys
         self.values[:, :, start : self.filled] = values
@@ -180,26 +152,31 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Attend with several heads of c = width / heads channels each [Attention is all you need, sec. 3.2.2]."""
+    """Attend with heads of c = width / heads channels [Attention is all you need, sec. 3.2.2]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.weights = nn.Identity()  # a place to look: a forward hook here sees the attention weights (b k i j)
+        self.weights = nn.Identity()  # a forward hook here sees the attention weights (b k i j)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None,
+        rotation: Tensor | None = None, cache: Cache | None = None,
+    ) -> Tensor:
         """Map x (b i d) -> (b i d), appending x to the cache, if there is one.
 
-        mask boolean (i j) or (b 1 i j), over all that the cache then holds, None hides none of it; rotation (i c/2 2), the angles of x
+        mask      boolean (i j) or (b 1 i j), over all that the cache then holds; None hides nothing
+        rotation  (i c/2 2), the angles of x
         """
-        q, k, v = qkv = rearrange(self.qkv(x), "b i (three k c) -> three b k i c", three=3, k=self.heads)
+        q, k, v = qkv = rearrange(
+            self.qkv(x), "b i (three k c) -> three b k i c", three=3, k=self.heads)
         if rotation is not None:
             q, k = rotate(qkv[:2], rotation)
         if cache is not None:
-            k, v = cache.update(k, v)                               # (b k j c)
-        x = self.weights(attention_weights(q, k, mask)).to(v.dtype) @ v       # (b k i c)
+            k, v = cache.update(k, v)                                     # (b k j c)
+        x = self.weights(attention_weights(q, k, mask)).to(v.dtype) @ v   # (b k i c)
         return self.out(rearrange(x, "b k i c -> b i (k c)"))
 
 
@@ -226,7 +203,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None,
+        rotation: Tensor | None = None, cache: Cache | None = None,
+    ) -> Tensor:
         """Map x (b i d) -> (b i d), with the arguments of Attention."""
         x = x + self.attention(self.ln_1(x), mask, rotation, cache)
         return x + self.mlp(self.ln_2(x))

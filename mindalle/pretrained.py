@@ -1,19 +1,20 @@
-"""Load a DALL·E from a file: recognise the layout by its content, and rename the weights into ours.
+"""Load a DALL·E from a file: recognise the layout by its content, rename the weights into ours.
 
-minDALL-E, 1.3 billion parameters, is published by Kakao Brain as one archive (linked from the README of
-kakaobrain/minDALL-E; weights under CC BY-NC-SA 4.0). `load` takes the folder that it unpacks to,
+minDALL-E, 1.3 billion parameters, is published by Kakao Brain as one archive (linked from the
+README of kakaobrain/minDALL-E; weights under CC BY-NC-SA 4.0). `load` takes its folder,
 
     1.3B/  config.yaml  stage1_last.ckpt  stage2_last.ckpt  tokenizer/
 
-and reads its transformer, stage 2; stage 1 is a VQGAN. Except for the joined queries, keys and values, weights stay
-mapped from the file until they are used: loading takes half the file's size in memory, using the model 1.3 times.
+and reads its transformer, stage 2; stage 1 is a VQGAN. Weights stay mapped from the file until they
+are used, except for the joined queries, keys and values: loading takes half the file's size in
+memory, using the model 1.3 times.
 """
 
 import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -27,7 +28,7 @@ from .model import DALLE, DALLEConfig
 
 FILES = ("dalle.pt", "stage2_last.ckpt")  # looked for in a folder: our own, then minDALL-E's
 
-# part of a name in minDALL-E -> in ours; a name with none of these stays as it is, and `fit` reports it
+# part of a name in minDALL-E -> in ours; any other name stays as it is, and `fit` reports it
 NAMES = {
     "tok_emb_txt.": "text_embedding.", "tok_emb_img.": "image_embedding.",
     "pos_emb_txt.weight": "text_positions", "pos_emb_img.weight": "image_positions",
@@ -38,20 +39,23 @@ NAMES = {
 
 
 def from_ours(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
-    """Read {"kind": "dalle", "config": its fields, "weights": state dict, ...}; None for anything else."""
-    if isinstance(checkpoint, dict) and checkpoint.get("kind") == "dalle":
-        # older files have text_loss_weight among the fields, which is an option of training, not of the model
-        config = {name: value for name, value in checkpoint["config"].items() if name != "text_loss_weight"}
-        return DALLEConfig(**config), checkpoint["weights"]
-    return None
+    """Read {"kind": "dalle", "config": its fields, "weights": state dict, ...}."""
+    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != "dalle":
+        return None
+    config = dict(checkpoint["config"])
+    # older files hold two fields more: an option of training, and an order of decoding
+    config.pop("text_loss_weight", None)
+    if (order := config.pop("order", "row_major")) != "row_major":
+        raise InputError(f"it draws codes in order {order}, this version row by row: train it anew")
+    return DALLEConfig(**config), checkpoint["weights"]
 
 
 def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, Tensor]] | None:
-    """Read minDALL-E's state dict, bare or under "state_dict" with any other keys beside it; None for anything else."""
+    """Read minDALL-E's state dict, bare or under "state_dict" with any other keys beside it."""
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or "tok_emb_img.weight" not in weights:
         return None
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".attn.mask")}  # a constant
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.mask")}
     sizes = {
         "text_vocab": len(weights["tok_emb_txt.weight"]),
         "image_vocab": len(weights["tok_emb_img.weight"]),
@@ -63,86 +67,112 @@ def from_mindalle(checkpoint: Any, path: Path) -> tuple[DALLEConfig, dict[str, T
     for layer in range(sizes["layers"]):
         for kind in ("weight", "bias"):
             names = [f"blocks.{layer}.attn.{part}.{kind}" for part in ("query", "key", "value")]
-            parts = [weights.pop(name) for name in names]
-            for name, part in zip(names, parts):  # joined, a row too many in one would make up for a row missing in another
-                if set(part.shape) != {sizes["width"]}:
-                    raise InputError(f"{name} has another shape")
-            weights[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+            weights[f"blocks.{layer}.attn.qkv.{kind}"] = join(weights, names, sizes["width"])
     for theirs, ours in NAMES.items():
         weights = {name.replace(theirs, ours): tensor for name, tensor in weights.items()}
     heads = read_heads(path.with_name("config.yaml"), sizes)
     return DALLEConfig(**sizes, heads=heads, rotary=False), weights
 
 
+def join(weights: dict[str, Tensor], names: list[str], width: int) -> Tensor:
+    """Take the tensors of these names out of weights and join them -> (names width) or (... width)
+
+    Raises InputError for one of another shape: a row too many in one would make up for a row
+    missing in another.
+    """
+    parts = [weights.pop(name) for name in names]
+    for name, part in zip(names, parts):
+        if set(part.shape) != {width}:
+            raise InputError(f"{name} has another shape")
+    return torch.cat(parts)
+
+
 def read_heads(path: Path, sizes: dict[str, int]) -> int:
     """Read the number of heads, which no tensor shows, from the config.yaml beside the weights.
 
-    Raises InputError where the file contradicts the weights, or asks for something that our model does not do. Without
-    n_heads in a file only the published shape is accepted.
+    Raises InputError where the file contradicts the weights, or asks for something that our model
+    does not do. Without n_heads in a file only the published shape is accepted.
     """
     text = re.sub("#.*", "", path.read_text(encoding="utf-8")) if path.is_file() else ""
     sections = re.split(r"^(?=\w)", text, flags=re.MULTILINE)  # stage1 has an embed_dim as well
     stage2 = next((section for section in sections if section.startswith("stage2:")), "")
     settings = dict(re.findall(r"(\w+):[ \t]+['\"]?([^\s,}'\"]+)", stage2))
     for name, value in {
-        "type": "transformer1d", "gelu_use_approx": False, "embed_dim": sizes["width"], "n_layers": sizes["layers"],
+        "type": "transformer1d", "gelu_use_approx": False,
+        "embed_dim": sizes["width"], "n_layers": sizes["layers"],
         "vocab_size_txt": sizes["text_vocab"], "vocab_size_img": sizes["image_vocab"],
         "ctx_len_txt": sizes["text_length"], "ctx_len_img": sizes["grid"] ** 2,
     }.items():
         if settings.get(name, str(value)).lower() != str(value).lower():
-            raise InputError(f"{path.name} has {name}: {settings[name]}, but mindalle reads these weights as {name}: {value}")
+            raise InputError(f"{path.name} has {name}: {settings[name]}, "
+                             f"but mindalle reads these weights as {name}: {value}")
     if "n_heads" in settings:
         return int(settings["n_heads"])
     published = DALLEConfig.mindalle_1_3b()
     if any(size != getattr(published, name) for name, size in sizes.items()):
-        raise InputError("no weight shows its number of heads: put the config.yaml with its n_heads beside it")
+        raise InputError(
+            "no weight shows its number of heads: put the config.yaml with its n_heads beside it")
     return published.heads
 
 
-# layout, as a refusal names it -> its reader: (checkpoint, path) -> config and weights, or None for another layout
-LAYOUTS = {"a dalle.pt of this project": from_ours, "minDALL-E's stage2_last.ckpt": from_mindalle}
+# layout, as a refusal names it -> its reader: (checkpoint, path) -> config and weights, None if it
+# is another layout
+LAYOUTS = {
+    "a dalle.pt of this project": from_ours, "minDALL-E's stage2_last.ckpt": from_mindalle,
+}
 
 
 def load(path: str | PathLike, device: str | torch.device = "cpu") -> DALLE:
-    """Build the DALL·E of a file or of minDALL-E's folder, in eval mode. Any other file: an InputError of one line."""
-    path = locate(Path(path))
-    checkpoint = read(path)
-    for layout, reader in LAYOUTS.items():
+    """Build the DALL·E of a file or of minDALL-E's folder, in eval mode.
+
+    Raises InputError, one line that names the file, for any other.
+    """
+    path = locate(Path(path), FILES, "name the file itself")
+    return build(path, read(path), LAYOUTS, DALLE, "mindalle").to(device).eval()
+
+
+def build(path: Path, checkpoint: Any, layouts: dict[str, Callable],
+          model_of: Callable[[Any], nn.Module], package: str) -> nn.Module:
+    """Build the model of a checkpoint with the reader among `layouts` that recognises it."""
+    for layout, reader in layouts.items():
         with as_input_error(path, layout):
             found = reader(checkpoint, path)
         if found is not None:
             config, weights = found
             with torch.device("meta"):  # shapes only: no time, no memory
-                model = DALLE(config)
+                model = model_of(config)
             with as_input_error(path, layout):
                 fit(model, weights)
-            return model.to(device).eval()
-    raise InputError(f"{path} is {describe(checkpoint)}: mindalle reads {', '.join(LAYOUTS)}")
+            return model
+    raise InputError(f"{path} is {describe(checkpoint)}: {package} reads {', '.join(layouts)}")
 
 
 @contextmanager
 def as_input_error(path: Path, layout: str) -> Iterator[None]:
-    """Turn an error caused by the content of a file of this layout into an InputError of one line."""
+    """Turn an error caused by the content of a file into an InputError of one line."""
     try:
         yield
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):
+            reason = f"{error.args[0]} is missing"
         raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
 
 
-def locate(path: Path) -> Path:
-    """Find the weights in a folder; any other path is returned as it is."""
-    if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` says what is wrong with the path
+def locate(path: Path, files: tuple[str, ...], otherwise: str) -> Path:
+    """Find the first of the files in a folder; any other path is returned as it is."""
+    if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` names what is wrong
         return path
-    for name in FILES:
+    for name in files:
         if os.path.isfile(path / name):
             return path / name
-    raise InputError(f"{path} has none of {', '.join(FILES)}: name the file itself")
+    raise InputError(f"{path} has none of {', '.join(files)}: {otherwise}")
 
 
-# `fit` and `describe` have twins in the other two packages' pretrained.py, `ModelCheckpoint` and `read` in minvqgan's.
+# `fit` and `describe` have twins in the other two packages' pretrained.py, `ModelCheckpoint` and
+# `read` in minvqgan's.
 class ModelCheckpoint:
     """Stand in for the class of this name that old Lightning files mention: it holds nothing and does nothing."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
 import mindalle
@@ -63,7 +63,7 @@ def generate_images(models: Models, captions: list[str], drawing: Drawing, seed:
                                              generator=generator, **asdict(drawing)):
             progress(finished + codes.numel(), len(captions) * dalle.config.image_length)
         finished += codes.numel()
-        drawn.append(dalle.to_grid(codes))
+        drawn.append(rearrange(codes, "b (g1 g2) -> b g1 g2", g1=dalle.config.grid))
     codes = torch.cat(drawn)
     return torch.cat([vqgan.decode(part).clamp(-1, 1) for part in codes.split(64)]), codes
 

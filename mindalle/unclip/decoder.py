@@ -1,18 +1,19 @@
-"""The decoder: draw an image from its CLIP embedding, by diffusion with a small U-Net [unCLIP sec. 2.1; DDPM app. B].
+"""The decoder: draw an image from its CLIP embedding, by diffusion [unCLIP sec. 2.1; DDPM app. B].
 
-    x(t) (b 3 h w) --> patchify --> blocks ------------------ skip -----------------> blocks --> unpatchify --> x (b 3 h w)
-                                      |                                                  ^
-                                  downsample --> blocks ----- skip -----> blocks --> upsample
-                                                   |                        ^
-                                               downsample                upsample
-                                                   |                        ^
+    x(t) (b 3 h w) --> patchify --> blocks -------- skip --------> blocks --> unpatchify --> x
+                                      |                               ^
+                                  downsample --> blocks skip blocks --> upsample
+                                                   |           ^
+                                               downsample   upsample
+                                                   |           ^
                                                    +-- block, attention, block
 
     time (b), z_i (b e) --> condition (b d), which scales and shifts the channels in every block
 
-Where we depart: the paper's U-Net has 3.5 billion parameters and draws 64 · 64 pixels, which two more networks upsample to 1024.
-Ours patchifies first: the pixels of a patch become channels, and convolutions over a quarter of the positions cost a quarter.
-It reads z_i in the condition alone, not as tokens as well, and no caption, which the paper found to offer little help.
+Where we depart: the paper's U-Net has 3.5 billion parameters and draws 64 · 64 pixels, which two
+more networks upsample to 1024. Ours patchifies first: the pixels of a patch become channels, and
+convolutions over a quarter of the positions cost a quarter. It reads z_i in the condition alone,
+not as tokens as well, and no caption, which the paper found to offer little help.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers import MLP, Attention
-from ..model import option
+from ..model import check_sizes, option
 from .diffusion import append_dims
 from .layers import Standardise, TimeEmbedding
 
-SKIP_STD = 0.01  # a third of a trained network's RMSE as t -> 1: with three times as much, drawn images kept a visible grain
+SKIP_STD = 0.01  # a third of a trained network's RMSE as t -> 1: at three times as much, grain stayed
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class DecoderConfig:
     embed_dim: int = option(128, "width of CLIP's embeddings")
     patch_size: int = option(2, "side of the square patch of pixels that becomes one position")
     channels: int = option(48, "channels at the finest level")
-    multipliers: tuple[int, ...] = option((1, 2), "channels of each level, as multiples of `channels`; each level but the first "
-                                                  "halves the image")
+    multipliers: tuple[int, ...] = option(
+        (1, 2), "channels of each level, as multiples of `channels`; each but the first halves it")
     blocks: int = option(1, "residual blocks per level, on the way down and on the way up")
     heads: int = option(4, "attention heads at the coarsest level")
     condition_width: int = option(256, "channels of the condition")
 
     def __post_init__(self):
-        for name in ("image_size", "embed_dim", "patch_size", "channels", "blocks", "heads", "condition_width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}: make it a whole number, 1 or more")
-        if not self.multipliers or any(not isinstance(value, int) or value < 1 for value in self.multipliers):
-            raise InputError(f"multipliers are {self.multipliers}: name one or more whole numbers, 1 or more")
-        if self.image_size % (self.patch_size * 2 ** (len(self.multipliers) - 1)):
-            raise InputError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} and "
-                             f"{len(self.multipliers) - 1} halvings: choose other multipliers or another patch_size")
-        if self.channels * self.multipliers[-1] % self.heads:
-            raise InputError(f"the coarsest level has {self.channels * self.multipliers[-1]} channels, no multiple of {self.heads} "
-                             "heads: change one of the two")
+        check_sizes(self)
+        sizes, halvings = self.multipliers, len(self.multipliers) - 1
+        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise InputError(f"multipliers are {sizes}: name one or more whole numbers, 1 or more")
+        if self.image_size % (self.patch_size * 2**halvings):
+            raise InputError(
+                f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} and "
+                f"{halvings} halvings: choose other multipliers or another patch_size")
+        if self.channels * sizes[-1] % self.heads:
+            raise InputError(
+                f"the coarsest level has {self.channels * sizes[-1]} channels, "
+                f"no multiple of {self.heads} heads: change one of the two")
         if self.condition_width % 2:
             raise InputError(f"condition_width is {self.condition_width}: make it even")
 
@@ -69,12 +70,12 @@ class DecoderConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a GroupNorm of gcd(32, channels, channels // 4) groups: at most 32, of four channels or more."""
+    """Return a GroupNorm of at most 32 groups, of four channels or more, that divide channels."""
     return nn.GroupNorm(gcd(channels, 32, max(1, channels // 4)), channels)
 
 
 class Modulation(nn.Linear):
-    """Map the condition (b d) to `parts` scales, shifts or gates, each (b c), all 0 at first [DiT sec. 3.2]."""
+    """Map the condition (b d) to `parts` scales, shifts or gates (b c), 0 at first [DiT sec. 3.2]."""
 
     def __init__(self, condition: int, channels: int, parts: int):
         super().__init__(condition, parts * channels)
@@ -87,9 +88,9 @@ class Modulation(nn.Linear):
 
 
 class ResidualBlock(nn.Module):
-    """Return x + f(x).
+    """Return x + f(x), f two 3x3 convolutions.
 
-    f is two 3x3 convolutions; between them the condition scales and shifts the normalised channels [ADM sec. 3].
+    Between them the condition scales and shifts the normalised channels [ADM sec. 3].
     """
 
     def __init__(self, channels_in: int, channels_out: int, condition: int):
@@ -99,8 +100,10 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(channels_out)
         self.modulation = Modulation(condition, channels_out, 2)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.shortcut = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
-        nn.init.zeros_(self.conv2.weight)  # the block starts as the identity: what it adds is learned
+        self.shortcut = nn.Identity()
+        if channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1)
+        nn.init.zeros_(self.conv2.weight)  # the block starts as the identity
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -111,11 +114,11 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """A transformer block over all positions, scaled, shifted and gated by the condition: adaLN-zero [DiT fig. 3]."""
+    """A transformer block over all positions, modulated by the condition: adaLN-zero [DiT fig. 3]."""
 
     def __init__(self, channels: int, heads: int, condition: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # the modulation scales and shifts
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # the modulation does that
         self.attention, self.mlp = Attention(channels, heads), MLP(channels)
         self.modulation = Modulation(condition, channels, 6)
 
@@ -125,20 +128,24 @@ class AttentionBlock(nn.Module):
         tokens = rearrange(x, "b c h w -> b (h w) c")
         modulation = (rearrange(part, "b c -> b 1 c") for part in self.modulation(condition))
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation
-        tokens = tokens + gate_1 * self.attention(self.norm(tokens) * (1 + scale_1) + shift_1, mask=None)
+        normed = self.norm(tokens) * (1 + scale_1) + shift_1
+        tokens = tokens + gate_1 * self.attention(normed, mask=None)
         tokens = tokens + gate_2 * self.mlp(self.norm(tokens) * (1 + scale_2) + shift_2)
         return rearrange(tokens, "b (h w) c -> b c h w", h=h)
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, on the way down and up, and the way to the next, coarser one and back."""
+    """The residual blocks of one resolution, down and up, and the ways to the next and back."""
 
     def __init__(self, channels: int, next_channels: int, blocks: int, condition: int):
         super().__init__()
-        self.down = nn.ModuleList(ResidualBlock(channels, channels, condition) for _ in range(blocks))
+        self.down = nn.ModuleList(
+            ResidualBlock(channels, channels, condition) for _ in range(blocks))
         self.downsample = nn.Conv2d(channels, next_channels, 2, stride=2)
         self.upsample = nn.Conv2d(next_channels, 4 * channels, 1)
-        self.up = nn.ModuleList(ResidualBlock(channels if i else 2 * channels, channels, condition) for i in range(blocks))
+        self.up = nn.ModuleList(
+            ResidualBlock(channels if i else 2 * channels, channels, condition)
+            for i in range(blocks))
 
 
 class Decoder(nn.Module):
@@ -154,25 +161,29 @@ class Decoder(nn.Module):
         self.image_in = nn.Sequential(nn.Linear(config.embed_dim, d), nn.SiLU(), nn.Linear(d, d))
         self.condition = nn.Sequential(nn.SiLU(), nn.Linear(d, d), nn.SiLU())
         self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
-        self.levels = nn.ModuleList(Level(i, o, config.blocks, d) for i, o in zip(widths, widths[1:]))
+        self.levels = nn.ModuleList(
+            Level(finer, coarser, config.blocks, d) for finer, coarser in zip(widths, widths[1:]))
         self.positions = nn.Parameter(0.02 * torch.randn(widths[-1], config.grid, config.grid))
-        self.middle = nn.ModuleList([ResidualBlock(widths[-1], widths[-1], d), AttentionBlock(widths[-1], config.heads, d),
-                                     ResidualBlock(widths[-1], widths[-1], d)])
+        self.middle = nn.ModuleList([
+            ResidualBlock(widths[-1], widths[-1], d),
+            AttentionBlock(widths[-1], config.heads, d),
+            ResidualBlock(widths[-1], widths[-1], d),
+        ])
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)  # untrained, it predicts gray; the last line of forward adds a little x(t)
+        nn.init.zeros_(self.conv_out.weight)  # at first it predicts gray, and a little of x(t)
         nn.init.zeros_(self.conv_out.bias)
 
     @property
     def empty(self) -> Tensor:
-        """Return the embedding (e) that stands for none: the mean, 0 once standardised. The paper drops z_i to 0 [unCLIP sec. 2.1]."""
+        """Return the embedding (e) for none: the mean, 0 once standardised [unCLIP sec. 2.1]."""
         return self.standardise.mean
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """Predict the image from x(t) (b 3 h w), t (b) in [0, 1] and its embedding z_i (b e) -> (b 3 h w)."""
+        """Predict the image from x(t) (b 3 h w), t (b) in [0, 1] and its z_i (b e) -> (b 3 h w)."""
         noised, p = x, self.config.patch_size
-        condition = self.condition(self.time_in(1000 * t) + self.image_in(self.standardise(z)))  # (b d)
-        x = self.conv_in(rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=p, q=p))           # patchify
+        condition = self.condition(self.time_in(1000 * t) + self.image_in(self.standardise(z)))
+        x = self.conv_in(rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=p, q=p))  # patchify
         skips = []
         for level in self.levels:
             for block in level.down:
@@ -181,16 +192,16 @@ class Decoder(nn.Module):
             x = level.downsample(x)
         x = x + self.positions
         for block in self.middle:
-            x = block(x, condition)                                                            # (b c g g)
+            x = block(x, condition)                                                   # (b c g g)
         for level in reversed(self.levels):
             x = rearrange(level.upsample(x), "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
             x = torch.cat([x, skips.pop()], dim=1)
             for block in level.up:
                 x = block(x, condition)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        x = rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)                         # unpatchify
-        # EDM's skip connection [EDM sec. 5]: average the network's answer (error SKIP_STD) and x(t) (error 1 - t), each weighted
-        # by the inverse of its variance. Without it, inverting an image and drawing it again would not get more exact with more
-        # steps.
+        x = rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)                # unpatchify
+        # EDM's skip connection [EDM sec. 5]: average the network's answer (error SKIP_STD) and x(t)
+        # (error 1 - t), each weighted by the inverse of its variance. Without it, more steps would
+        # not make it more exact to invert an image and draw it again.
         c_skip = append_dims(SKIP_STD**2 / (SKIP_STD**2 + (1 - t) ** 2), x)
         return torch.lerp(x.float(), noised.float(), c_skip)

@@ -1,4 +1,4 @@
-"""What the prior and the decoder share: the embedding of time, and the standardisation of CLIP's embeddings."""
+"""What prior and decoder share: the embedding of time, the standardisation of CLIP's embeddings."""
 
 import math
 
@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 
 def sinusoids(steps: Tensor, width: int) -> Tensor:
-    """Compute the sinusoidal time embedding [Attention is all you need, sec. 3.5] of steps (b), 0 to 1000 -> (b d)
+    """Compute the sinusoidal embedding of steps (b), 0 to 1000 -> (b d)
 
-    The highest frequency has a period of 2π steps, which tells close times apart; the lowest nearly ten thousand times that.
+    The highest frequency has a period of 2π steps, which tells close times apart; the lowest nearly
+    ten thousand times that [Attention is all you need, sec. 3.5].
     """
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=steps.device) / (width // 2))
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=steps.device) / half)
     angles = einsum(steps.float(), frequencies, "b, d -> b d")
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -28,9 +30,9 @@ class TimeEmbedding(nn.Sequential):
 
 
 class Standardise(nn.Module):
-    """Standardise each of the e dimensions to mean 0, standard deviation 1 over the training set, as Karlo does.
+    """Standardise each of the e dimensions to mean 0, std 1 over the training set, as Karlo does.
 
-    The numbers of a unit vector are near 1/√e, far smaller than the noise that diffusion adds, whose standard deviation is 1.
+    The numbers of a unit vector are near 1/√e, far smaller than the noise of std 1 that is added.
     """
 
     def __init__(self, width: int):
@@ -39,7 +41,7 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(width))
 
     def fit(self, z: Tensor) -> None:
-        """Measure mean and standard deviation over embeddings (images e). A dimension that is the same for all is not scaled."""
+        """Measure mean and std of embeddings (images e). A dimension that never changes has std 1."""
         std = z.std(dim=0, correction=0)
         self.mean.copy_(z.mean(dim=0))
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))

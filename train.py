@@ -81,7 +81,7 @@ def train_clip(run: Run, config: CLIPConfig, recipe: CLIPRecipe) -> None:
         optimiser.zero_grad()
         with torch.autocast(run.device, torch.bfloat16, enabled=precision == "bf16"):
             if recipe.accumulate > 1:
-                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right, gather)
+                loss = accumulated_backward(model, pixels, ids, recipe.accumulate, right)
             else:
                 loss = loss_function(model.logits(*gather(*model(pixels, ids))), right)
         if recipe.accumulate == 1:

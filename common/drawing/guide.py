@@ -25,7 +25,6 @@ class Guiding(Options):
     cutouts: int = option(8, "random views of a picture that CLIP sees per step", least=1)
     smallest: float = option(0.7, "side of the smallest view, as a share of the picture", least=0.01, most=1)
     tries: int = option(2, "pictures guided at once, each from a start of its own; the one that CLIP likes best is kept", least=1)
-    start: str = option("codes", "start from random codes, noise, or the mean code everywhere", choices=list(minvqgan.STARTS))
     octaves: int = option(4, "grids of latents that are moved and added up, each half as fine as the one before", least=1)
     latent_noise: float = option(0.5, "std of the noise added to each view's latents at first, in codebook stds; it falls to 0",
                                  least=0)
@@ -48,8 +47,8 @@ def guide_pictures(models: Models, prompts: list[minvqgan.Prompt], targets: Tens
     targets (m e): CLIP's embeddings of the prompts; init (1 3 h w): a picture to start from
     """
     device, options = models.device, asdict(how)
-    weights, stops = (torch.tensor([getattr(p, key) for p in prompts], device=device) for key in ("weight", "stop"))
-    score = minvqgan.prompt_score(models.embed_images, targets, weights, stops)
+    weights = torch.tensor([p.weight for p in prompts], device=device)
+    score = minvqgan.prompt_score(models.embed_images, targets, weights)
     every, tries = max(1, how.steps // 48), options.pop("tries")
     if init is not None:
         init = repeat(init, "1 c h w -> b c h w", b=tries)

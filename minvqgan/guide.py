@@ -88,7 +88,7 @@ def random_tensor(random: Callable, shape: tuple, generator: Generator | None,
 
 
 def resample(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """Return matrices (... size side) that scale `length` of `side` pixels, from `start`, to `size`.
+    """Return matrices (... size side) scaling `length` of `side` pixels, from `start`, to `size`.
 
     start, length: (...), in pixels, not only whole ones. Each new pixel averages old ones with
     triangular weights, wide enough that shrinking does not alias. Beyond the edge the last pixel is
@@ -127,15 +127,10 @@ def random_cutouts(images: Tensor, count: int, size: int, generator: Generator |
     return rearrange(cut + brightness + noise, "b cut c h2 w2 -> (b cut) c h2 w2")
 
 
-def device_of(vqgan: VQGAN) -> torch.device:
-    """Return the device of a VQGAN's weights."""
-    return next(vqgan.parameters()).device
-
-
 @torch.no_grad()
 def codebook_std(vqgan: VQGAN) -> Tensor:
     """Return the standard deviation of each channel over all codes (1 z 1 1)."""
-    codes = torch.arange(vqgan.config.codebook_size, device=device_of(vqgan))
+    codes = torch.arange(vqgan.config.codebook_size, device=vqgan.last_weight.device)
     return vqgan.codebook.lookup(rearrange(codes, "v -> 1 1 v")).std(dim=3, keepdim=True)
 
 
@@ -144,15 +139,15 @@ def starting_latents(vqgan: VQGAN, init: Tensor | None, count: int,
                      generator: Generator | None) -> Tensor:
     """Return z (b z g g) of the images `init` (b 3 h w), or of `count` grids of random codes."""
     if init is not None:
-        return vqgan.codebook.clamp(vqgan.latents(init.to(device_of(vqgan))))
+        return vqgan.codebook.clamp(vqgan.latents(init.to(vqgan.last_weight.device)))
     side, pick = vqgan.config.grid, partial(torch.randint, vqgan.config.codebook_size)
-    codes = random_tensor(pick, (count, side, side), generator, device_of(vqgan))
+    codes = random_tensor(pick, (count, side, side), generator, vqgan.last_weight.device)
     return vqgan.codebook.lookup(codes)
 
 
 def decode_clamped(vqgan: VQGAN, z: Tensor) -> Tensor:
     """Quantise and decode z (b z g g) -> images (b 3 h w) in [-1, 1], both with a gradient."""
-    images = vqgan.decode_latents(vqgan.quantise(z).z_q)
+    images = vqgan.decode_latents(vqgan.codebook(z).z_q)
     return straight_through(images, images.clamp(-1, 1))  # clamp alone would stop the gradient
 
 

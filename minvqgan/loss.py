@@ -38,16 +38,6 @@ def reconstruction_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
     return (difference.abs() + weight * difference.square()).mean()
 
 
-def hinge_generator(fake: Tensor) -> Tensor:
-    """Return -mean D(x̂), scores of any shape: falling, it raises reconstructions' scores."""
-    return -fake.mean()
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Return ½ (mean relu(1 - real) + mean relu(1 + fake)): no gradient past 1 and -1."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
     """Return λ = ‖∇reconstruction‖ / (‖∇adversarial‖ + 1e-4), at most 1e4 [VQGAN eq. 7].
 
@@ -77,7 +67,7 @@ def generator_loss(
     loss = pixels + codebook_loss
     parts = {"reconstruction": pixels.detach(), "codebook": codebook_loss.detach()}
     if discriminator is not None:
-        adversarial = hinge_generator(discriminator(reconstruction))
+        adversarial = -discriminator(reconstruction).mean()  # raises reconstructions' scores
         weight = adversarial_weight * adaptive_weight(pixels, adversarial, last_weight)
         loss = loss + weight * adversarial
         parts |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
@@ -85,11 +75,13 @@ def generator_loss(
 
 
 def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Return the discriminator's hinge loss of telling images from reconstruction (b 3 h w).
+    """Return ½ (mean relu(1 - D(x)) + mean relu(1 + D(x̂))), the hinge loss of x, images, and x̂.
 
-    The reconstruction is detached: this loss must not train the generator to be recognised.
+    Scores past 1 and -1 have no gradient. The reconstruction (b 3 h w) is detached: this loss must
+    not train the generator to be recognised.
     """
-    return hinge_discriminator(discriminator(images), discriminator(reconstruction.detach()))
+    real, fake = discriminator(images), discriminator(reconstruction.detach())
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:

@@ -200,13 +200,13 @@ class VQGAN(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantised]:
         """Reconstruct images (b 3 h w) in [-1, 1] -> reconstruction (b 3 h w), Quantised."""
-        quantised = self.quantise(self.latents(images))
+        quantised = self.codebook(self.latents(images))
         return self.decode_latents(quantised.z_q), quantised
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Compress images (b 3 h w) in [-1, 1] -> codes (b g g) int64 in [0, codebook_size)."""
-        return self.quantise(self.latents(images)).codes
+        return self.codebook(self.latents(images)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode codes (b g g) int64 -> images (b 3 h w), about [-1, 1], not clamped."""
@@ -219,10 +219,6 @@ class VQGAN(nn.Module):
             raise ValueError(f"an image is {height} x {width}: make both sides multiples of "
                              f"{factor}")
         return self.to_codebook(self.encoder(images))
-
-    def quantise(self, z: Tensor) -> Quantised:
-        """Quantise z (b z g g). In training mode this counts as a batch."""
-        return self.codebook(z)
 
     def decode_latents(self, z_q: Tensor) -> Tensor:
         """Decode quantised latents (b z g g) -> images (b 3 h w), about [-1, 1], not clamped."""

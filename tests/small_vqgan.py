@@ -1,4 +1,4 @@
-"""A small VQGAN as the tests of minvqgan share it: its config, pictures, training, a score to guide it by, its file."""
+"""A small VQGAN for the tests of minvqgan: config, pictures, training, a score, its file."""
 
 import dataclasses
 
@@ -24,22 +24,27 @@ def pictures(count: int = 4, side: int = 16) -> torch.Tensor:
     return images
 
 
-def taught(images: torch.Tensor, steps: int, config: VQGANConfig = SMALL) -> VQGAN:
-    """Train a small VQGAN on one batch, without a discriminator."""
+def step(model: VQGAN, optimiser: torch.optim.Optimizer, images: torch.Tensor) -> None:
+    """Take one training step without a discriminator."""
+    reconstruction, quantised = model(images)
+    loss, _ = generator_loss(images, reconstruction, quantised.loss, model.last_weight)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def trained(steps: int, config: VQGANConfig = SMALL) -> VQGAN:
+    """Train a small VQGAN on one batch, and return it in eval mode."""
     torch.manual_seed(0)
     model = VQGAN(config)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(steps):
-        reconstruction, quantised = model(images)
-        loss, _ = generator_loss(images, reconstruction, quantised.loss, model.last_weight)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return model
+        step(model, optimiser, pictures())
+    return model.eval()
 
 
 def small(config: VQGANConfig = SMALL) -> VQGAN:
-    """Build a VQGAN whose codebook has been initialised by one training batch, in eval mode."""
+    """Build a VQGAN whose codebook one training batch has initialised, in eval mode."""
     torch.manual_seed(0)
     model = VQGAN(config)
     model(pictures(8, config.image_size))
@@ -50,6 +55,6 @@ def redness(images: torch.Tensor) -> torch.Tensor:
     return (images[:, 0] - images[:, 1] - images[:, 2]).mean(dim=(1, 2))
 
 
-def save(path, model: VQGAN, kind: str = "vqgan"):
-    config = dataclasses.asdict(model.config)
+def save(path, model: VQGAN, kind: str = "vqgan", **config) -> None:
+    config = dataclasses.asdict(model.config) | config
     torch.save({"kind": kind, "config": config, "weights": model.state_dict()}, path)

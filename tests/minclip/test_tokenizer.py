@@ -1,15 +1,17 @@
-"""Claims about minclip's tokenizer, each exact or against a reference, each able to fail."""
+"""The tokenizer: training, encoding, decoding, and the files it is read from."""
 
 import gzip
+import json
 import os
 import random
 
 import pytest
 import torch
+from published_clip import FIRST_MERGES
+from small_clip import CAPTIONS
 
 import minclip
 from minclip import InputError, Tokenizer, normalise
-from small_clip import CAPTIONS, tokenizer  # noqa: F401, fixtures
 
 
 def test_ids_of_single_letters_are_those_of_the_published_vocabulary():
@@ -17,7 +19,7 @@ def test_ids_of_single_letters_are_those_of_the_published_vocabulary():
     assert encoded.tolist() == [[512, 320, 269, 276, 334, 262, 261, 256, 513]]
 
 
-def test_merges_are_replayed_in_the_order_in_which_they_were_learnt():
+def test_merges_are_replayed_in_the_order_in_which_they_were_learned():
     tokenizer = Tokenizer([("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "d</w>")])
     assert tokenizer.encode("abcd", 3).tolist() == [[516, 515, 517]]
     assert tokenizer.encode("abd", 4).tolist() == [[516, 513, 256 + 67, 517]]
@@ -27,15 +29,17 @@ def test_training_merges_the_most_frequent_pair_first():
     merges = Tokenizer.train(["aab aab", "aac"], 515).merges
     assert merges == [("a", "a")]
     # "aa" "b</w>" stands twice, "aa" "c</w>" once; after both every word is one token
-    assert Tokenizer.train(["aab aab", "aac"], 640).merges == [("a", "a"), ("aa", "b</w>"), ("aa", "c</w>")]
+    merges = Tokenizer.train(["aab aab", "aac"], 640).merges
+    assert merges == [("a", "a"), ("aa", "b</w>"), ("aa", "c</w>")]
 
 
 def test_training_counts_a_caption_as_often_as_it_stands_there():
     assert Tokenizer.train(["ab", "ab", "ab", "yz yz"], 515).merges == [("a", "b</w>")]
 
 
-def test_training_counts_as_if_it_recounted_every_pair_after_every_merge():
-    words = {"".join(random.Random(seed).choices("abc", k=8)): 1 + seed % 3 for seed in range(40)}
+def test_training_counts_as_if_it_recounted_after_every_merge():
+    words = {"".join(random.Random(seed).choices("abc", k=8)): 1 + seed % 3
+             for seed in range(40)}
     slow, tokens = [], {word: minclip.tokenizer.split_bytes(word) for word in words}
     for _ in range(30):
         counts = {}
@@ -87,7 +91,8 @@ def test_normalise_cuts_words_as_documented(text, words):
 
 def test_decoding_returns_the_normalised_text_for_any_unicode(tokenizer):
     generator = random.Random(0)
-    special = "' 's ’ll &amp; &#39; &lt </w> <|endoftext|> \x00 \u200d ! ² İ ς".split(" ") + [" ", "\n"]
+    special = "' 's ’ll &amp; &#39; &lt </w> <|endoftext|> \x00 \u200d ! ² İ ς".split(" ")
+    special += [" ", "\n"]
     sources = (
         lambda: chr(generator.randrange(0x110000)),
         lambda: generator.choice(special),
@@ -107,11 +112,11 @@ def test_a_special_token_in_a_caption_is_only_characters(tokenizer):
     assert tokenizer.decode(row) == "red <|endoftext|> circle <|startoftext|>"
 
 
-def test_decoding_stops_at_the_end_and_so_tells_padding_from_exclamation_marks(tokenizer):
+def test_decoding_stops_at_the_end_and_tells_padding_from_exclamation_marks(tokenizer):
     row = tokenizer.encode("red!", 8)[0]
     assert tokenizer.decode(row) == tokenizer.decode(row.tolist()) == "red !"
     assert tokenizer.decode([0, 0, 256, tokenizer.end, 0, 300]) == "!!!"
-    assert tokenizer.decode(tokenizer.encode("€", 8)[0, 1:2]) == "\ufffd"  # the first of its three bytes
+    assert tokenizer.decode(tokenizer.encode("€", 8)[0, 1:2]) == "\ufffd"  # one of three bytes
 
 
 def test_rows_are_start_words_end_and_zeros(tokenizer):
@@ -125,9 +130,9 @@ def test_rows_are_start_words_end_and_zeros(tokenizer):
     assert tokenizer.encode([], 6).shape == (0, 6)
 
 
-def test_a_caption_too_long_is_refused_with_its_length_the_limit_and_the_remedy(tokenizer):
+def test_a_caption_too_long_is_refused_with_limit_and_remedy(tokenizer):
     assert tokenizer.encode("red circle", 4).shape == (1, 4)
-    with pytest.raises(InputError, match="takes 5 tokens .* limit is 4: shorten it, or pass truncate=True"):
+    with pytest.raises(InputError, match="takes 5 tokens .* limit is 4: shorten it, or pass trunc"):
         tokenizer.encode("red red circle", 4)
 
 
@@ -165,7 +170,8 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path):
         with pytest.raises(InputError, match=f"{name} is not a tokenizer"):
             Tokenizer.load(tmp_path / name)
     packed = gzip.compress(b"#version: 0.2\ni n\n" * 50)
-    for i, content in enumerate([packed[:-9], packed[:20] + b"\xff" + packed[21:], packed[:-8] + bytes(8), b"no gzip"]):
+    flipped = packed[:20] + b"\xff" + packed[21:]
+    for i, content in enumerate([packed[:-9], flipped, packed[:-8] + bytes(8), b"no gzip"]):
         (tmp_path / f"{i}.gz").write_bytes(content)
         with pytest.raises(InputError, match=f"{i}.gz is not a tokenizer"):
             Tokenizer.load(tmp_path / f"{i}.gz")
@@ -177,3 +183,50 @@ def test_a_tokenizer_that_cannot_be_opened_is_named_with_the_reason(tmp_path):
         with pytest.raises(InputError, match=f"{tmp_path}/.*: [A-Z][a-z]") as refusal:
             Tokenizer.load(path)
         assert "\n" not in str(refusal.value)
+
+
+# ---- Published merges: the first of CLIP's list ---------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt",
+                                  "merges.txt", "tokenizer.json", "folder"])
+def test_published_merges_are_found_in_each_of_their_files(name, tmp_path):
+    path = tmp_path / ("merges.txt" if name == "folder" else name)
+    pairs = [tuple(line.split()) for line in FIRST_MERGES]
+    if name == "tokenizer.json":
+        model = {"merges": list(map(list, pairs)), "vocab": Tokenizer(pairs).ids}
+        path.write_text(json.dumps({"model": model}))
+    else:
+        text = "\n".join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *FIRST_MERGES, ""]).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    tokenizer = Tokenizer.load(tmp_path if name == "folder" else path)
+    assert tokenizer.merges == pairs
+    row = tokenizer.encode("the <|endoftext|>", 5)[0].tolist()
+    assert row == [522, 518, 523, 523, 0]  # a marker in a text is the id, as in the published code
+
+
+def test_transformers_encodes_as_we_do_with_the_same_merges(tokenizer, tmp_path):
+    """Left out is what it cleans only with ftfy: quotes, entities, control characters."""
+    transformers = pytest.importorskip("transformers")
+    ids = tokenizer.ids | {"<|startoftext|>": tokenizer.start, "<|endoftext|>": tokenizer.end}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    merges = ["#version: 0.2", *map(" ".join, tokenizer.merges), ""]
+    (tmp_path / "merges.txt").write_text("\n".join(merges))
+    theirs = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
+    ours = Tokenizer.load(tmp_path)
+    for text in ("A RED  circle!", "it's 12 stars² they'll", "naïve café 日本 😀 मानक",
+                 "x <|endoftext|> y", "", "snake_case ... 3½"):
+        expected = theirs(text)["input_ids"]
+        assert ours.encode(text, len(expected))[0].tolist() == expected, text
+
+
+def test_a_vocabulary_in_another_order_is_refused(tmp_path):
+    (tmp_path / "merges.txt").write_text("#version: 0.2\ni n\nt h\n")
+    (tmp_path / "vocab.json").write_text(json.dumps({"!": 0, "in": 513}))
+    with pytest.raises(InputError, match="'in' another id"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "vocab.json").write_text("[3]")
+    with pytest.raises(InputError, match="merges.txt is not a tokenizer"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(InputError, match="has no tokenizer: looked for tokenizer.json"):
+        Tokenizer.load(tmp_path / "..")

@@ -32,14 +32,15 @@ def tar(tree: Tree) -> Found:
     return Found(title(names, "tar shards"), rows, set(names))
 
 
-def _json_texts(content: str) -> list[str | int]:
+def _json_texts(content: str) -> list[str]:
     value = json.loads(content)
     value = value if isinstance(value, dict) else {}
     return as_texts(value.get("caption")) or as_texts(value.get("text"))
 
 
 # suffix of a member -> what reads captions from it; the first that finds any counts
-CAPTIONS = {"txt": lambda content: as_texts(content.splitlines()), "json": _json_texts, "cls": int}
+CAPTIONS = {"txt": lambda content: as_texts(content.splitlines()), "json": _json_texts,
+            "cls": lambda content: [int(content)]}
 
 
 def _shard(tree: Tree, name: str) -> list[Row]:
@@ -60,8 +61,7 @@ def _shard(tree: Tree, name: str) -> list[Row]:
                     texts[folder, stem][suffix] = CAPTIONS[suffix](content)
     rows = []
     for key, (member, start, size) in pictures.items():
-        cells = (texts[key].get(suffix) for suffix in CAPTIONS)
-        captions = next((cell for cell in cells if cell not in (None, [])), None)
+        captions = next(filter(None, map(texts[key].get, CAPTIONS)), [])
         image = partial(_member, path, start, size)
         rows.append(Row(name, f"{name}: {member}", captions, open=image))
     return rows

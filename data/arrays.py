@@ -21,6 +21,7 @@ from PIL import Image
 from .collection import Found, Row, title
 from .errors import InputError, explained
 from .split import split_of_name
+from .texts import as_texts
 from .tree import Tree
 
 
@@ -31,7 +32,8 @@ def _rows(tree: Tree, file: str, images: np.ndarray, labels: Sequence, split: st
         raise InputError(f"{tree.root / file} has {len(images):,} pictures but {len(labels):,} "
                          "labels; get both files from the same source")
     for i, label in enumerate(labels):
-        yield Row(file, f"{file}{part}: {i}", label, split, "", partial(_item, images, i), names)
+        texts = [label] if isinstance(label, int) else as_texts(label)
+        yield Row(file, f"{file}{part}: {i}", texts, split, "", partial(_item, images, i), names)
 
 
 def _item(images: np.ndarray, index: int) -> Image.Image:

@@ -19,7 +19,6 @@ from PIL import Image
 from .errors import InputError
 from .pictures import Opener
 from .split import split_of_name
-from .texts import as_texts
 from .tree import Tree
 
 
@@ -28,7 +27,7 @@ class Row(NamedTuple):
 
     file: str  # relative to the root; "" where it is the picture's own place that tells its caption
     name: Any  # of the picture's file, as `file` writes it; with `open` the picture's final name
-    texts: Any  # a text, the number of a class, or a list of these
+    texts: list[str | int]  # captions, or numbers of classes
     split: Any = None  # any word for it; None if the row does not say
     place: str = ""  # "line 3", or "entry 3" of a JSON file
     open: Opener | None = None  # of a picture inside `file`
@@ -96,7 +95,7 @@ def gather(tree: Tree, found: Found, class_names: Sequence[str] = ()) -> Collect
     resolve = cache(tree.resolve)
     pictures, missing, left_out, unnamed = {}, {}, [], []  # unnamed: (class, row)
     for row in found.rows:
-        texts = as_texts(row.texts)
+        texts = row.texts
         if not (isinstance(row.name, str) and row.name and texts):
             left_out.append(("no caption", row.name) if row.open else
                             ("row without file or text", f"{row.file}, {row.place}"))
@@ -106,13 +105,10 @@ def gather(tree: Tree, found: Found, class_names: Sequence[str] = ()) -> Collect
         if name is None:
             missing.setdefault(row.name, row)
             continue
-        names = class_names or row.class_names
-        for i, text in enumerate(texts):
-            if isinstance(text, int) or class_names and text.isdecimal():
-                if 0 <= int(text) < len(names):
-                    texts[i] = names[int(text)]
-                else:
-                    unnamed.append((int(text), row))
+        if all(isinstance(text, int) or class_names and text.isdecimal() for text in texts):
+            names, numbers = class_names or row.class_names, list(map(int, texts))
+            unnamed += [(number, row) for number in numbers if not 0 <= number < len(names)]
+            texts = [names[number] for number in numbers if 0 <= number < len(names)]
         if name not in pictures:
             path = tree.root / (row.file if row.open else name)
             pictures[name] = Picture(name, path, row.open or partial(Image.open, path))

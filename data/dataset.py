@@ -7,20 +7,19 @@ A folder is read by layouts.py and decoded whole by decoding.py; a split is a ch
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .collection import Picture
 from .decoding import Progress, decode
 from .errors import InputError
 from .layouts import read
 from .pictures import to_float
 from .shapes import Scene, random_scene, render
-from .split import fraction, train_and_held_out
+from .split import members
 from .tree import list_folder
 
 CACHE_BYTES = 2**30  # scenes up to this size stay in memory once they are drawn
@@ -30,10 +29,10 @@ Indices = Sequence[int] | Tensor
 class Dataset:
     """Captioned pictures.
 
-    captions: a list for each picture. fetch: list of indices -> uint8 (b h w 3). name: index -> what a
-    message calls the picture, its path or "scene 17 of train". about: what was recognised, "" for the
-    shapes world. skipped: a line for each picture that is not used. answers: the captions that are
-    right for each picture, its own and those of pictures that look the same.
+    captions: a list for each picture. fetch: list of indices -> uint8 (b h w 3). name: index -> what
+    a message calls the picture, its path or "scene 17 of train". about: what was recognised, "" for
+    the shapes world. skipped: a line for each picture that is not used. answers: a list for each
+    picture of the captions that are right: its own, and those of pictures that look the same.
     """
 
     def __init__(self, captions: list[list[str]], fetch: Callable[[list[int]], np.ndarray],
@@ -82,29 +81,30 @@ def load(source: str | Path, image_size: int, split: str = "train", count: int |
         raise InputError(f"a folder has no split {split!r}; choose train or held-out")
 
     folder, collection = Path(source), read(source, layout, class_names)
-    pictures = collection.pictures
-    rows = _rows(pictures, split)
+    pictures = {picture.name: picture for picture in collection.pictures}
+    names = members({name: picture.split for name, picture in pictures.items()}, split)
     if count is not None:  # these alone are decoded; a cache is for all pictures
-        pictures, cache = [pictures[row] for row in rows[:count]], None
-        rows = range(len(pictures))
-    block = decode(pictures, image_size, folder, cache, progress)
-    skipped = [block.unreadable[row] for row in rows if row in block.unreadable]
-    rows = np.array([row for row in rows if row not in block.unreadable], int)
-    if not len(rows):
-        raise InputError(f"{folder}: no image of the split {split} can be read; the first: {skipped[0]}")
+        names, cache = names[:count], None
+        pictures = {name: pictures[name] for name in names}
+    block = decode(list(pictures.values()), image_size, folder, cache, progress)
+    row_of = {name: row for row, name in enumerate(pictures)}
+    skipped = [block.unreadable[row_of[name]] for name in names if row_of[name] in block.unreadable]
+    names = [name for name in names if row_of[name] not in block.unreadable]
+    if not names:
+        raise InputError(f"{folder}: no image of the split {split} can be read; the first: "
+                         f"{skipped[0]}")
     skipped += [f"{folder / name}: {kind}" for kind, name in collection.left_out
                 if kind != "other suffix"]
-    # names alone: a Picture may hold the array that its pixels lie in
-    captions, names = zip(*((pictures[row].captions, pictures[row].name) for row in rows))
-    looks = (hash(block.pixels[row].tobytes()) for row in rows)
-    return Dataset(list(captions), lambda indices: block.pixels[rows[indices]],
-                   lambda i: str(folder / names[i]), collection.line, skipped,
-                   _answers(captions, looks))
+    rows = np.array([row_of[name] for name in names])
+    captions = [pictures[name].captions for name in names]
+    answers = _answers(captions, [hash(block.pixels[row].tobytes()) for row in rows])
+    return Dataset(captions, lambda indices: block.pixels[rows[indices]],
+                   lambda i: str(folder / names[i]), collection.line, skipped, answers)
 
 
-def _answers(captions: Sequence[list[str]], looks: Iterable[int]) -> list[list[str]]:
+def _answers(captions: list[list[str]], looks: list[int]) -> list[list[str]]:
     """Give each picture the captions of all that look the same: captions, looks (n) -> (n)"""
-    looks, together = list(looks), {}
+    together = {}
     for look, texts in zip(looks, captions):
         known = together.setdefault(look, texts)
         if missing := [text for text in texts if text not in known]:
@@ -112,19 +112,10 @@ def _answers(captions: Sequence[list[str]], looks: Iterable[int]) -> list[list[s
     return [together[look] for look in looks]
 
 
-def _rows(pictures: Sequence[Picture], split: str) -> list[int]:
-    """Choose the rows of a split, shuffled by the hashes of the names: the first few show all kinds."""
-    number = {picture.name: row for row, picture in enumerate(pictures)}
-    if any(picture.split for picture in pictures):
-        names = sorted((p.name for p in pictures if p.split == split), key=fraction)
-    else:
-        names = train_and_held_out(list(number))[split == "held-out"]
-    return [number[name] for name in names]
-
-
 def _load_shapes(image_size: int, split: str, count: int | None, seed: int) -> Dataset:
     if count is None:
-        raise InputError("the shapes world has no fixed number of pictures; say how many scenes (count)")
+        raise InputError("the shapes world has no fixed number of pictures; say how many scenes "
+                         "(count)")
 
     def scene(i: int) -> tuple[Scene, random.Random]:
         rng = random.Random(f"{seed} {split} {i}")  # a text seeds alike in every process

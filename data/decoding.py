@@ -55,7 +55,7 @@ def decode(pictures: Sequence[Picture], image_size: int, folder: Path, cache: Pa
     """
     key, shape = fingerprint(pictures, image_size), (len(pictures), image_size, image_size, 3)
     path = Path(cache or tempfile.gettempdir()) / f"pictures-{image_size}.npy"
-    block = _in_use.get(key) or cache and _read(path, key, shape)
+    block = _in_use.get(key) or cache and _read(path, key)
     if not block:
         remedy = "make room there for the decoded pictures, or allow writing"
         with explained(f"{path} cannot be written", remedy, OSError), (
@@ -128,34 +128,33 @@ def _write(path: Path, key: str, shape: tuple[int, ...], pictures: Sequence[Pict
            progress: Progress | None) -> Block:
     """Decode into a file beside `path`, renamed when whole: a crash leaves the old block or none.
 
-    It is mapped last: a process that fills the disk through a map would be killed without a word.
+    Behind the pixels stand the key and the unreadable rows. The file is mapped last: a process that
+    fills the disk through a map would be killed without a word.
     """
-    about, temporary = path.with_suffix(".json"), path.with_name(f"{path.name}.{os.getpid()}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         with open(temporary, "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             unreadable = _decode(pictures, shape[1], folder, progress, file.write)
+            about = {"key": key, "unreadable": list(unreadable.items())}
+            file.write(json.dumps(about).encode())
             file.flush()
             os.fsync(file.fileno())
-        about.unlink(missing_ok=True)  # first: it must never speak of another block
         os.replace(temporary, path)
-        content = {"key": key, "unreadable": list(unreadable.items())}
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, about)
         return Block(np.load(path, mmap_mode="r"), unreadable)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, key: str, shape: tuple[int, ...]) -> Block | None:
+def _read(path: Path, key: str) -> Block | None:
     """Map the block that was kept; None if it is missing, broken or one of other pictures."""
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        pixels = np.load(path, mmap_mode="r") if about["key"] == key else None
-        if pixels.shape == shape and pixels.dtype == np.uint8:
-            return Block(pixels, {int(row): str(reason) for row, reason in about["unreadable"]})
+        pixels = np.load(path, mmap_mode="r")
+        with open(path, "rb") as file:
+            file.seek(pixels.offset + pixels.nbytes)
+            about = json.load(file)
+        return Block(pixels, dict(about["unreadable"])) if about["key"] == key else None
     except Exception:  # a foreign file can fail in any way; all are mended by decoding anew
-        pass
-    return None
+        return None

@@ -10,6 +10,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 from .archives import parquet, tar
@@ -56,14 +57,13 @@ def classes(tree: Tree) -> Found:
                            if folders[:depth] in holders), folders)
                for name, folders in full.items()}
     captions = {name: folders[-1] for name, folders in nearest.items() if folders}
-    levels = ((paths, up) for paths in (nearest, full)
-              for up in range(max(map(len, paths.values()), default=0)))
-    for paths, up in levels:
-        level = {name: path[-1 - up] for name, path in paths.items() if len(path) > up}
+    for paths, up in product((nearest, full), range(max(map(len, holders), default=0))):
+        level = {name: folders[-1 - up] for name, folders in paths.items() if len(folders) > up}
         if len(set(level.values())) > 1:
             captions = level
             break
-    return Found("class folders", [Row("", name, text) for name, text in captions.items()], set())
+    rows = [Row("", name, [caption]) for name, caption in captions.items()]
+    return Found("class folders", rows, set())
 
 
 LAYOUTS: dict[str, Callable[[Tree], Found | None]] = {

@@ -25,9 +25,11 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220),
            "cyan": (60, 200, 220), "pink": (245, 130, 180)}
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
 BACKGROUNDS = {"black": (20, 20, 24), "white": (240, 240, 240), "gray": (128, 128, 128)}
-RELATIONS = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}  # to the inverse
-RADII = {"small": 0.13, "large": 0.30, None: 0.19}  # by size (None: one of two objects), in sides of the image
-NOVEL = {(colour, SHAPES[(8 - i) % 8]) for i, colour in enumerate(COLOURS)}  # pairs that training never shows
+RELATIONS = {"above": "below", "below": "above",  # to the inverse
+             "left of": "right of", "right of": "left of"}
+RADII = {"small": 0.13, "large": 0.30, None: 0.19}  # None: one of two objects; in sides of the image
+# pairs that training never shows
+NOVEL = {(colour, SHAPES[(8 - i) % 8]) for i, colour in enumerate(COLOURS)}
 SPLITS = ("train", "unseen", "novel")
 
 
@@ -63,7 +65,7 @@ class Scene:
 
 
 def parse(caption: str) -> Scene | None:
-    """Read a caption in any case and spacing; None if it is not one. parse(scene.caption) == scene."""
+    """Read a caption in any case and spacing -> Scene, or None if it is not one."""
     caption = " ".join(caption.lower().split())
     thing = f"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
     second = f"(?: ({'|'.join(RELATIONS)}) an? {thing})?"
@@ -89,7 +91,8 @@ def scene_of(caption: str) -> Scene:
 def split_of(caption: str) -> str:
     """Tell "train", "unseen" or "novel" from the caption alone.
 
-    The two wordings of a picture ("A above B", "B below A") share a split, or training would show unseen pictures.
+    The two wordings of a picture ("A above B", "B below A") share a split, or training would show
+    unseen pictures.
     """
     scene = scene_of(caption)
     if any((o.colour, o.shape) in NOVEL for o in scene.objects):
@@ -98,18 +101,20 @@ def split_of(caption: str) -> str:
 
 
 def random_scene(rng: random.Random | np.random.Generator, split: str = "train") -> Scene:
-    """Choose one object or two with even odds, then uniformly among the split's scenes of that many."""
+    """Choose one object or two with even odds, then uniformly among such scenes of the split."""
     if split not in SPLITS:
-        raise InputError(f"the shapes world has no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise InputError(f"the shapes world has no split {split!r}; choose one of "
+                         f"{', '.join(SPLITS)}")
 
     def pick(items):
         return tuple(items)[int(rng.random() * len(items))]
 
     single = rng.random() < 0.5  # outside the loop: rejection must not change the odds
     while True:
-        objects = [Object(pick(COLOURS), pick(SHAPES), pick(("small", "large")) if single else None)]
+        colour, shape = pick(COLOURS), pick(SHAPES)
+        objects = [Object(colour, shape, pick(("small", "large")) if single else None)]
         if not single:
-            objects.append(Object(pick([c for c in COLOURS if c != objects[0].colour]), pick(SHAPES)))
+            objects.append(Object(pick([c for c in COLOURS if c != colour]), pick(SHAPES)))
         scene = Scene(tuple(objects), pick(BACKGROUNDS), None if single else pick(RELATIONS))
         if split_of(scene.caption) == split:
             return scene
@@ -139,7 +144,7 @@ OUTLINES = {"circle": _corners(48), "square": _corners(4, turn=1 / 8), "triangle
             "cross": [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1),
                       (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)],
             "heart": [_heart(math.tau * i / 48) for i in range(48)]}
-for _shape, _outline in OUTLINES.items():  # every shape fills, and stays within, a circle of radius 1
+for _shape, _outline in OUTLINES.items():  # every shape fills a circle of radius 1
     _radius = max(math.hypot(x, y) for x, y in _outline)
     OUTLINES[_shape] = [(x / _radius, y / _radius) for x, y in _outline]
 
@@ -152,7 +157,8 @@ def place(scene: Scene, rng: random.Random | np.random.Generator) -> list[Place]
     while True:
         shift, places = rng.uniform(-0.1, 0.1), []
         for centre in (0.27, 0.73) if scene.relation in ("above", "left of") else (0.73, 0.27):
-            along, across = centre + rng.uniform(-0.05, 0.05), 0.5 + shift + rng.uniform(-0.05, 0.05)
+            along = centre + rng.uniform(-0.05, 0.05)
+            across = 0.5 + shift + rng.uniform(-0.05, 0.05)
             x, y = (across, along) if scene.relation in ("above", "below") else (along, across)
             places.append((x, y, RADII[None] * rng.uniform(0.85, 1.10)))
         (x, y, radius), (u, v, other) = places
@@ -161,22 +167,27 @@ def place(scene: Scene, rng: random.Random | np.random.Generator) -> list[Place]
             return places
 
 
-def paint(parts: list[tuple[str, Place, Colour]], background: Colour, image_size: int) -> np.ndarray:
+def paint(parts: list[tuple[str, Place, Colour]], background: Colour,
+          image_size: int) -> np.ndarray:
     """Draw (shape, place, colour) parts at 4x, then average each 4 x 4 pixels into one.
 
-    The average leaves each pixel a mixture of what it covers; a sharper filter would overshoot at edges.
+    The average makes each pixel a mixture of what it covers; a sharper filter overshoots at edges.
     Returns uint8 (h w 3), or (h w) where colours are levels of grey.
     """
     side = 4 * image_size
     image = Image.new("L" if isinstance(background, int) else "RGB", (side, side), background)
     canvas = ImageDraw.Draw(image)
     for shape, (x, y, radius), colour in parts:
-        for size, fill in [(radius, colour), (radius / 2, background)][: 2 if shape == "ring" else 1]:
-            canvas.polygon([(side * (x + size * u), side * (y + size * v)) for u, v in OUTLINES[shape]], fill)
+        hole = [(radius / 2, background)] if shape == "ring" else []
+        for size, fill in [(radius, colour), *hole]:
+            corners = [(side * (x + size * u), side * (y + size * v)) for u, v in OUTLINES[shape]]
+            canvas.polygon(corners, fill)
     return np.asarray(image.reduce(4))
 
 
-def render(scene: Scene, rng: random.Random | np.random.Generator, image_size: int = 32) -> np.ndarray:
+def render(scene: Scene, rng: random.Random | np.random.Generator,
+           image_size: int = 32) -> np.ndarray:
     """Draw a scene, each object at random where its caption allows -> uint8 (h w 3)."""
-    parts = [(o.shape, where, COLOURS[o.colour]) for o, where in zip(scene.objects, place(scene, rng))]
+    places = place(scene, rng)
+    parts = [(o.shape, where, COLOURS[o.colour]) for o, where in zip(scene.objects, places)]
     return paint(parts, BACKGROUNDS[scene.background], image_size)

@@ -1,7 +1,7 @@
 """Tell the split of a file by a word in its name, or hold out a twentieth by a hash of the names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 
 TRAIN = ("train", "training", "trainval", "restval")
@@ -25,13 +25,16 @@ def fraction(name: str) -> float:
     return int.from_bytes(sha256(content).digest()[:6], "big") / 2**48
 
 
-def train_and_held_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hold out a twentieth of the names by their hash; below 20 names, each is in both.
+def members(splits: Mapping[str, str | None], split: str) -> list[str]:
+    """Choose the names of a split, shuffled by their hashes: the first few show all kinds.
 
-    A name stays held out as the folder grows. Both lists are in the order of the hashes: shuffled.
+    splits: name -> "train", "held-out" or None. If all are None, a twentieth is held out by the hash,
+    so that a name stays held out as the folder grows; below 20 names, each is in both.
     """
-    names = sorted(names, key=fraction)
+    names = sorted(splits, key=fraction)
+    if any(splits.values()):
+        return [name for name in names if splits[name] == split]
     if len(names) < 20:
-        return names, names
+        return names
     count = max(1, sum(fraction(name) < 1 / 20 for name in names))
-    return names[count:], names[:count]
+    return names[:count] if split == "held-out" else names[count:]

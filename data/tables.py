@@ -42,8 +42,10 @@ class Columns(NamedTuple):
         return ", ".join((self.file, *self.texts))
 
     def texts_of(self, cells: dict[str, Any]) -> list[str | int]:
-        return [text for column in self.texts for text in as_texts(cells.get(column))
-                if isinstance(text, str) or column in NUMBERED]
+        """Return the captions of a record, or the number of its class."""
+        values = [(column, cells.get(column)) for column in self.texts]
+        return [text for column, value in values for text in (
+            [value] if type(value) is int and column in NUMBERED else as_texts(value))]
 
 
 def find_columns(names: Sequence[str], files: Sequence[str] = FILE) -> Columns | None:
@@ -215,7 +217,7 @@ def _coco_rows(tree: Tree, name: str, content: dict) -> list[Row]:
              if isinstance(note, dict) and "caption" in note]
     try:
         files = {image["id"]: image["file_name"] for image in content["images"]}
-        return [Row(name, files.get(note["image_id"]), note["caption"], None, f"annotation {i}")
+        return [Row(name, files.get(note["image_id"]), as_texts(note["caption"]), None, f"annotation {i}")
                 for i, note in enumerate(notes, 1)]
     except (KeyError, TypeError) as error:
         raise InputError(f"{tree.root / name} lacks {error} in some image or annotation; every image "
@@ -230,5 +232,5 @@ def _karpathy_rows(tree: Tree, name: str, content: dict) -> list[Row]:
         if isinstance(file, str) and isinstance(sentences, list):
             texts = [sentence.get("raw") for sentence in sentences if isinstance(sentence, dict)]
             folder = f"{image['filepath']}/" if image.get("filepath") else ""
-            rows.append(Row(name, folder + file, texts, image.get("split"), f"image {i}"))
+            rows.append(Row(name, folder + file, as_texts(texts), image.get("split"), f"image {i}"))
     return rows

@@ -16,12 +16,11 @@ def open_text(path: Path) -> TextIO:
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def as_texts(cell: Any) -> list[str | int]:
-    """Return the captions in a cell: a text, the number of a class, or a list of these.
+def as_texts(cell: Any) -> list[str]:
+    """Return the captions in a cell, a text or a list of texts: stripped, without empty ones.
 
-    Texts are stripped, and empty ones dropped. Bytes that were not UTF-8 become U+FFFD.
+    Bytes that were not UTF-8 become U+FFFD; what is no text is dropped.
     """
     cells = cell if isinstance(cell, list) else [cell]
-    texts = [re.sub("[\ud800-\udfff]", "\ufffd", text).strip() if isinstance(text, str) else text
-             for text in cells]
-    return [text for text in texts if text and isinstance(text, str) or type(text) is int]
+    texts = (re.sub("[\ud800-\udfff]", "\ufffd", text).strip() for text in cells if isinstance(text, str))
+    return [text for text in texts if text]

@@ -153,8 +153,6 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     for indices in training.steps():
         pixels = source.batch(indices)                                # (b 3 h w)
         adversary = recipe.discriminator and training.done >= recipe.discriminator_start
-        if config.quantiser == "gumbel":
-            model.codebook.anneal(training.done)
 
         with training.autocast():
             reconstruction, quantised = network(pixels)

@@ -154,35 +154,32 @@ class Codebook(nn.Module):
 
 
 class GumbelCodebook(nn.Module):
-    """Quantise by a classifier: each position has a logit for every code [DALL·E sec. 2.1; Jang et al. 2017].
+    """Quantise by a classifier: each position has a logit for every code [DALL·E sec. 2.1].
 
-    Evaluation takes the likeliest code. Training samples one: the largest logit after adding Gumbel noise is a sample
-    of softmax(logits). Straight-through again: the forward pass uses the sampled code, the backward pass the mean of
-    all by softmax, so that every code that could have been sampled tells the encoder what it would have changed.
-    The noise tries all codes while logits are flat, hence no restarts; a small KL term keeps the logits from
-    becoming certain too soon.
+    Evaluation takes the likeliest code. Training samples one: the largest logit after adding Gumbel
+    noise is a sample of softmax(logits) [Jang et al. 2017]. Straight-through again: the forward pass
+    uses the sampled code, the backward pass the mean of all by softmax, so that every code that
+    could have been sampled tells the encoder what it would have changed.
 
-    Reads codebook_size v and codebook_dim z from the config. Two attributes, which a schedule may set:
-    temperature: of the softmax in the backward pass; lower is closer to the sample and noisier. DALL·E goes from 1
-                 to 1/16
-    kl_weight: price of a nat of KL(softmax(logits) ‖ uniform), averaged over positions
+    size, dim: v, z
     """
 
-    def __init__(self, config: "VQGANConfig"):
+    def __init__(self, size: int, dim: int):
         super().__init__()
         self.temperature, self.kl_weight = 1.0, 5e-4
-        self.proj = nn.Conv2d(config.codebook_dim, config.codebook_size, 1)
-        self.vectors = nn.Parameter(torch.randn(config.codebook_size, config.codebook_dim))
+        self.proj = nn.Conv2d(dim, size, 1)
+        self.vectors = nn.Parameter(torch.randn(size, dim))
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantise z (b z g g): at random in training mode, by argmax otherwise."""
         with torch.autocast(z.device.type, enabled=False):  # bf16 cannot tell close codes apart
-            logits = self.proj(z.float())                                                  # (b v g g)
-            noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0  # Gumbel(0, 1), or none
-            codes = (logits + noise).argmax(dim=1)                                         # (b g g)
+            logits = self.proj(z.float())                                              # (b v g g)
+            # Gumbel(0, 1), or none
+            noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0
+            codes = (logits + noise).argmax(dim=1)                                     # (b g g)
             soft = ((logits + noise) / self.temperature).softmax(dim=1)
             expected = einsum(soft, self.vectors.detach(), "b v h w, v z -> b z h w")
-            z_q = self.lookup(codes) + (expected - expected.detach())  # the bracket is 0, with a gradient
+            z_q = self.lookup(codes) + (expected - expected.detach())  # the bracket is 0
             log_ratio = logits.log_softmax(dim=1) + log(len(self.vectors))  # to uniform, in nats
             kl = (logits.softmax(dim=1) * log_ratio).sum(dim=1).mean()
         return Quantised(z_q, codes, self.kl_weight * kl)

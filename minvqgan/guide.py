@@ -130,7 +130,8 @@ def random_cutouts(images: Tensor, count: int, size: int, generator: Generator |
 @torch.no_grad()
 def codebook_std(vqgan: VQGAN) -> Tensor:
     """Return the standard deviation of each channel over all codes (1 z 1 1)."""
-    codes = torch.arange(vqgan.config.codebook_size, device=vqgan.last_weight.device)
+    device = next(vqgan.parameters()).device
+    codes = torch.arange(vqgan.config.codebook_size, device=device)
     return vqgan.codebook.lookup(rearrange(codes, "v -> 1 1 v")).std(dim=3, keepdim=True)
 
 
@@ -138,10 +139,11 @@ def codebook_std(vqgan: VQGAN) -> Tensor:
 def starting_latents(vqgan: VQGAN, init: Tensor | None, count: int,
                      generator: Generator | None) -> Tensor:
     """Return z (b z g g) of the images `init` (b 3 h w), or of `count` grids of random codes."""
+    device = next(vqgan.parameters()).device
     if init is not None:
-        return vqgan.codebook.clamp(vqgan.latents(init.to(vqgan.last_weight.device)))
+        return vqgan.codebook.clamp(vqgan.latents(init.to(device)))
     side, pick = vqgan.config.grid, partial(torch.randint, vqgan.config.codebook_size)
-    codes = random_tensor(pick, (count, side, side), generator, vqgan.last_weight.device)
+    codes = random_tensor(pick, (count, side, side), generator, device)
     return vqgan.codebook.lookup(codes)
 
 

@@ -20,7 +20,7 @@ ROOMS = {  # room -> the rooms that it may import, besides itself
     "common.training": (*PACKAGES, "common.run"),
     "page": (*PACKAGES, "common.run"),
     # scripts, which nobody imports
-    "benchmarks": (*PACKAGES, "common.run", "common.drawing", "common.scoring", "common.training", "tests"),
+    "benchmarks": (*PACKAGES, "common.run", "common.drawing", "common.scoring", "common.training"),
     "sample": (*PACKAGES, "common.run", "common.drawing", "common.scoring", "page"),
     "train": (*PACKAGES, "common.run", "common.drawing", "common.scoring", "common.training", "page"),
     "data.__main__": (*PACKAGES, "common.run", "common.training"),

@@ -127,7 +127,7 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> DALLE:
 
     Raises InputError, one line that names the file, for any other.
     """
-    path = locate(Path(path), FILES, "name the file itself")
+    path = locate(path)
     return build(path, read(path), LAYOUTS, DALLE, "mindalle").to(device).eval()
 
 
@@ -161,8 +161,10 @@ def as_input_error(path: Path, layout: str) -> Iterator[None]:
         raise InputError(f"{path} looks like {layout} but does not fit: {reason}") from error
 
 
-def locate(path: Path, files: tuple[str, ...], otherwise: str) -> Path:
-    """Find the first of the files in a folder; any other path is returned as it is."""
+def locate(path: str | PathLike, files: tuple[str, ...] = FILES,
+           otherwise: str = "name the file itself") -> Path:
+    """Return `path` if it is no folder, else the first of the files that the folder holds."""
+    path = Path(path)
     if not os.path.isdir(path):  # unlike path.is_dir(), never raises: `read` names what is wrong
         return path
     for name in files:

@@ -134,9 +134,14 @@ def load(path: str | PathLike, device: str | torch.device = "cpu") -> Prior | De
 
     Raises InputError, one line that names the file, for any other.
     """
-    path = dalle.locate(Path(path), FILES, "of a run, name prior.pt or decoder.pt itself")
+    path = locate(path)
     model = dalle.build(path, read(path), LAYOUTS, model_of, "mindalle.unclip")
     return model.to(device).eval()
+
+
+def locate(path: str | PathLike) -> Path:
+    """Return `path` if it is no folder, else the first of FILES that the folder holds."""
+    return dalle.locate(path, FILES, "of a run, name prior.pt or decoder.pt itself")
 
 
 def model_of(config: PriorConfig | DecoderConfig) -> Prior | Decoder:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from common.run.errors import USER_ERRORS, InputError
 from common.run.flags import words
-from common.run.folder import Run, write_whole
+from common.run.folder import LEADER, Run, write_whole
 from common.run.job import MODELS, Job
 from common.run.symptoms import symptoms
 
@@ -45,13 +45,8 @@ def reported(folder: Path) -> Iterator[None]:
             write(folder)
         raise
     write(folder)
-    if path.exists() and is_leader():
+    if path.exists() and LEADER:
         print(f"report: {path.resolve().as_uri()}", flush=True)
-
-
-def is_leader() -> bool:
-    """Tell whether this process is the one, of those that torchrun started, that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def own_file(folder: Path) -> Path:
@@ -65,7 +60,7 @@ def own_file(folder: Path) -> Path:
 
 def write(folder: Path) -> None:
     """Write the report of a run's folder, if anything was trained there."""
-    content = collect(folder) if is_leader() else {"models": []}
+    content = collect(folder) if LEADER else {"models": []}
     if content["models"]:
         embedded = json.dumps(content).replace("</", "<\\/")  # no text may end the script
         page = TEMPLATE.read_text(encoding="utf-8").replace("/* RUN */ null", embedded)

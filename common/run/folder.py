@@ -26,6 +26,7 @@ from .errors import InputError, file_errors
 from .flags import command
 from .job import MODELS, Job
 
+LEADER = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the writer
 VERSION = 3  # of a checkpoint's layout; earlier ones can be used but not resumed
 
 
@@ -72,7 +73,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other trainings, having refused one with files of somebody else's."""
+        """Lock the folder against other trainings; refuse one with files of somebody else's."""
+        if not LEADER:
+            yield
+            return
         with file_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             file = open(self.folder / ".lock", "a+")

@@ -10,6 +10,7 @@ and each function here gives back what it was given.
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..run.errors import USER_ERRORS, InputError, ignore_output
+from ..run.folder import LEADER
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LEADER = RANK == 0
 
 
 @contextmanager
@@ -77,8 +78,10 @@ def replicate(model: nn.Module) -> nn.Module:
     """Wrap a model so that each backward pass averages the gradients of all processes."""
     if WORLD == 1:
         return model
-    # buffers need no broadcast: every codebook sees the rows of all
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for the option
+        # a discriminator runs twice before its backward pass: a broadcast would change its buffers
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def own_part(*batch: Tensor) -> tuple[Tensor, ...]:
@@ -101,14 +104,21 @@ def own_noise() -> None:
 
 
 def gather(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Join all processes' parts (b/processes ...) -> (b ...), with gradients.
+    """Join all processes' parts (b/processes ...) -> (b ...), with gradients of the own part.
 
-    A contrastive loss needs the whole batch. Every process computes all of it; backwards, a part
-    receives the sum of their gradients, of which DistributedDataParallel takes the mean.
+    A contrastive loss needs the whole batch: every process computes all of it.
     """
     if WORLD == 1:
         return parts
-    return tuple(torch.cat(dist.nn.functional.all_gather(part)) for part in parts)
+    joined = []
+    for part in parts:
+        found = [torch.empty_like(part) for _ in range(WORLD)]
+        dist.all_gather(found, part.detach().contiguous())
+        if part.requires_grad:  # the mean over the processes would shrink it: no other has a part in it
+            part.register_hook(lambda gradient: WORLD * gradient)
+        found[RANK] = part
+        joined.append(torch.cat(found))
+    return tuple(joined)
 
 
 def mean(*values: Tensor) -> list[float]:

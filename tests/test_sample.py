@@ -191,7 +191,7 @@ def test_drawings_do_not_depend_on_how_many_are_drawn_at_once(trained, monkeypat
 def test_score_of_a_folder_looks_at_its_held_out_pictures(trained, capsys):
     samples(trained, "score", "--draws", 2)
     figures, printed = json.loads((trained / "scores.json").read_text()), capsys.readouterr().out
-    assert {"recall@5 image to text", "zero-shot", "psnr", "usage", "nats a code", "nats told by caption"} <= figures.keys()
+    assert {"recall@1 image to text", "zero-shot", "psnr", "usage"} <= figures.keys()
     assert figures["settings"]["draws"] == 2 and "judge" not in printed and "chance 20.0%" in printed
     assert (trained / "copied.png").exists() and (trained / "unclip-copied.png").exists()
 

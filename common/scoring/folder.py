@@ -1,8 +1,7 @@
 """Score a run over a folder on its held-out pictures.
 
-    CLIP       recall@1 and @5, zero-shot     each beside chance
+    CLIP       recall@1, zero-shot
     VQGAN      psnr, usage, perplexity
-    DALL·E     nats a code                    with the captions and without
     drawings   read back           does a classifier of true pictures find what was asked for?
                frechet distance    how far are their features from those of true pictures?
                recall              how much of the variety of true pictures do they reach?
@@ -12,17 +11,15 @@ Distance and recall depend on the number of pictures. So drawings are compared w
 true pictures, and the other half, of the same number, gives the floor and the ceiling.
 """
 
-import math
 from collections.abc import Callable
 from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 import data
-import mindalle
 import minclip
 
 from ..drawing.dalle import Drawing, generate_images
@@ -54,9 +51,7 @@ def score_folder(models: Models, add: Add, train: data.Dataset, held_out: data.D
     if models.has("clip"):
         score_clip(models, add, train, images, captions)
     if models.has("vqgan"):
-        _, codes = score_vqgan(models, add, images.to(models.device))
-        if models.has("dalle"):
-            score_likelihood(models, add, [own[0] for own in captions], codes)
+        score_vqgan(models, add, images.to(models.device))
     asked, drawings = list(islice(cycle(own[0] for own in captions), draws)), {}
     if models.has("dalle"):
         drawings[""] = generate_images(models, asked, drawing, seed)[0].cpu()
@@ -79,18 +74,7 @@ def accuracy(names: list[str], captions: list[list[str]]) -> float:
     return sum(name in own for name, own in zip(names, captions, strict=True)) / len(names)
 
 
-# ---- CLIP and DALL·E ----------------------------------------------------------------------------
-
-
-def recall_chance(right: Tensor, k: int) -> float:
-    """Return the recall at k of a random order; right boolean (i j), whether j is right for i.
-
-    With r right ones among n, k draws all miss with probability C(n - r, k) / C(n, k).
-    """
-    n = right.shape[1]
-    k = min(k, n)
-    misses = [math.comb(n - r, k) / math.comb(n, k) for r in right.sum(dim=1).tolist()]
-    return 1 - sum(misses) / len(misses)
+# ---- CLIP ---------------------------------------------------------------------------------------
 
 
 def score_clip(models: Models, add: Add, train: data.Dataset, images: Tensor,
@@ -99,34 +83,15 @@ def score_clip(models: Models, add: Add, train: data.Dataset, images: Tensor,
     z = in_batches(models.embed_images, images, models.device)                        # (n e)
     z_t = models.embed_text([own[0] for own in captions]).cpu()
     right = torch.tensor([[texts[0] in own for texts in captions] for own in captions])
-    for k in (1, 5):
-        to_text, to_image = minclip.recall_at_k(z, z_t, k, right)
-        note = f"among {len(z)}; chance"
-        add(f"recall@{k} image to text", to_text, f"{note} {recall_chance(right, k):.1%}")
-        add(f"recall@{k} text to image", to_image, f"{note} {recall_chance(right.mT, k):.1%}")
+    to_text, to_image = minclip.recall_at_k(z, z_t, 1, right)
+    add("recall@1 image to text", to_text, f"among {len(z)}")
+    add("recall@1 text to image", to_image, f"among {len(z)}")
     choices = sorted({caption for own in (*train.captions, *captions) for caption in own})
     if len(choices) <= MOST_CLASSES:
         closest = (z @ F.normalize(models.embed_text(choices).cpu(), dim=-1).mT).argmax(dim=1)
         value = accuracy([choices[i] for i in closest.tolist()], captions)
         chance = sum(len(set(own)) for own in captions) / len(captions) / len(choices)
         add("zero-shot", value, f"among {len(choices)} captions; chance {chance:.1%}")
-
-
-@torch.no_grad()
-def score_likelihood(models: Models, add: Add, captions: list[str], codes: Tensor) -> None:
-    """Report the mean of -log p(code | codes before it, caption), and without the caption.
-
-    codes (n g g): those of true pictures
-    """
-    model, tokenizer = models.dalle()
-    note = f"of true pictures; a guess: {math.log(model.config.image_vocab):.3g}"
-    empty = [""] * len(captions)
-    for name, texts in {"nats a code": captions, "nats a code, no caption": empty}.items():
-        text, total = models.encode("dalle", tokenizer, texts, model.config.text_length), 0.0
-        for ids, part in zip(text.split(BATCH), codes.split(BATCH), strict=True):
-            _, _, nats = mindalle.dalle_loss(*model(ids, part), ids, part)
-            total += len(ids) * nats.item()
-        add(name, total / len(text), note, percent=False)
 
 
 # ---- Drawings beside true pictures --------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_vary_interpolate_and_edit_leave_pictures_between_the_originals(trained,
     assert [entry["strength"] for entry in entries] == [0, 0.5, 1]
 
 
-def test_vary_gives_the_picture_back_at_eta_0_and_others_at_eta_1(trained, folder, tmp_path):
+def test_vary_gives_the_picture_back_only_at_eta_0(trained, folder, tmp_path):
     for eta in (0, 1):
         samples(trained, "vary", folder / "1.png", "-n", 2, "--eta", eta, "--steps", 4, "--out", tmp_path / str(eta))
     one, other = ([(tmp_path / eta / f"000{i}.png").read_bytes() for i in range(2)] for eta in "01")
@@ -307,7 +307,7 @@ def test_a_clip_refuses_a_tokenizer_it_was_not_trained_with(trained, folder, tmp
     assert "another tokenizer" in refused("sample", *words, "--out", tmp_path / "out")
 
 
-def test_a_published_clip_asks_for_its_merges_and_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):
+def test_a_published_clip_asks_for_merges_a_dalle_for_its_vqgan(published, trained, folder, tmp_path):
     (tmp_path / "config.json").write_text((published / "clip" / "config.json").read_text())
     (tmp_path / "model.bin").write_bytes((published / "clip" / "pytorch_model.bin").read_bytes())
     words = ["classify", folder / "1.png", "--labels", "the", "--clip", tmp_path / "model.bin", "--run", trained]

@@ -25,7 +25,7 @@ def of_two(first: float, second: float, **changes) -> Codebook:
     return book
 
 
-def test_straight_through_has_the_values_of_z_q_and_the_gradient_of_z():
+def test_straight_through_has_values_of_z_q_and_gradient_of_z():
     z, z_q = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     out = straight_through(z, z_q)
     assert torch.allclose(out, z_q)
@@ -80,7 +80,7 @@ def test_without_a_rate_weight_the_nearest_code_is_chosen_however_rare():
     assert torch.equal(book(z).codes.flatten(), torch.cdist(rows, book.vectors).argmin(dim=1))
 
 
-def test_a_rare_code_is_chosen_only_where_it_is_nearer_by_its_price():
+def test_a_rare_code_is_chosen_only_if_nearer_by_its_price():
     book = of_two(0.0, 1.0, rate_weight=0.5)
     book.share.copy_(torch.tensor([0.9, 0.1]))
     border = 0.5 + 0.5 * math.log(9) / 2  # z² - log(0.9) / 2 = (1 - z)² - log(0.1) / 2

@@ -242,7 +242,7 @@ def test_a_file_from_before_torchs_zip_format_loads_too(files, states, tmp_path)
     assert same_weights(model, again)
 
 
-def test_a_config_beside_published_weights_that_cannot_be_read_is_an_input_error(states, tmp_path):
+def test_an_unreadable_config_beside_published_weights_is_an_input_error(states, tmp_path):
     (tmp_path / "model.yaml").mkdir()
     assert "model.yaml" in refusal(states["vq"], tmp_path / "last.ckpt")
 
@@ -312,7 +312,7 @@ def test_layers_that_would_be_normalised_in_other_groups_are_refused(ch, tmp_pat
     assert f"{ch} wide" in message and "32 groups" in message
 
 
-def test_a_decoder_alone_and_flax_weights_are_refused_with_what_to_load_instead(states, tmp_path):
+def test_a_lone_decoder_and_flax_weights_are_refused_with_a_remedy(states, tmp_path):
     state = {key.replace("quantize.", ""): value for key, value in states["vq"].items()}
     half = {key: value for key, value in state.items() if not key.startswith("encoder.")}
     message = refusal(half, tmp_path / "detoker.pt")

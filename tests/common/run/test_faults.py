@@ -215,7 +215,7 @@ def test_a_cut_or_empty_log_is_mended_and_goes_on(folder, tmp_path, damage):
     assert [row["step"] for row in Log(path).rows() if row["loss"]][-1] == "10"
 
 
-def test_a_line_of_the_log_that_a_crash_cut_anywhere_is_passed_over(tmp_path):
+def test_a_log_line_that_a_crash_cut_is_passed_over(tmp_path):
     path = tmp_path / "log.csv"
     for step in (0, 10):
         Log(path).append("vqgan", step, 1.5, 0.25, {"reconstruction": 0.2, "codebook": 0.05})

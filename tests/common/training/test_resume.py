@@ -108,7 +108,7 @@ def test_a_killed_process_resumes_to_the_weights_of_one_never_killed(folder, tmp
     assert_same_weights(tmp_path / "whole", tmp_path / "parts", "vqgan")
 
 
-def test_ctrl_c_saves_and_prints_the_command_that_continues_whatever_the_folder_is_called(folder, tmp_path):
+def test_ctrl_c_saves_and_prints_the_command_that_continues(folder, tmp_path):
     place = tmp_path / "a run's folder; with $signs"
     words = ["vqgan", "--data", folder, "--run", place, "--steps", 100000, "--seed", 3, "--device", "cpu",
              "--precision", "fp32", *TINY["vqgan"].split()]
@@ -252,7 +252,7 @@ def test_a_folder_is_the_same_with_a_slash_and_from_elsewhere(folder, tmp_path, 
     trains("clip", "--data", folder.name, "--run", tmp_path, "--steps", 3, "--resume")
 
 
-def test_the_next_model_of_a_run_is_trained_on_the_data_of_the_others(folder, tmp_path, capsys):
+def test_the_next_model_is_trained_on_the_data_of_the_others(folder, tmp_path, capsys):
     trains("clip", "--data", folder, "--run", tmp_path, "--steps", 1, *TINY["clip"].split())
     trains("vqgan", "--run", tmp_path, "--steps", 1, *TINY["vqgan"].split())
     assert torch.load(tmp_path / "vqgan.pt", weights_only=True)["job"]["data"] == str(folder)

@@ -33,7 +33,7 @@ def test_minutes_replace_the_recipes_steps_and_typed_steps_may_end_sooner():
     assert done("--minutes", "1", "--steps", "10") == 2 and done("--minutes", "0.1", "--steps", "10") == 5
 
 
-def test_the_models_of_a_job_divide_its_minutes_and_the_last_gets_the_rest():
+def test_models_divide_a_jobs_minutes_and_the_last_gets_the_rest():
     assert sum(TIME[name] for name in TINY) == sum(TIME[name] for name in TINY_UNCLIP) == 1
     assert budget("--minutes", "10", of="clip") == Budget(10 * TIME["clip"], MAX_STEPS["clip"])
     assert budget("--minutes", "10", of="vqgan").done(MAX_STEPS["vqgan"], 1.0) == 1

@@ -48,7 +48,9 @@ class Failure:
     curves: tuple[str, ...] = ("loss",)
 
 
-CLIP = "--steps 150 --scenes 1000 --batch-size 64 --look-alikes 1"  # look-alikes make the loss jump
+# without look-alikes, which make the loss jump
+ANY_CLIP = "--steps 150 --batch-size 64 --look-alikes 1"
+CLIP = f"{ANY_CLIP} --scenes 1000"
 VQGAN = "--steps 150 --scenes 1000 --batch-size 8"
 DALLE = "--steps 300 --batch-size 16 --layers 2"
 FAILURES = {
@@ -57,7 +59,8 @@ FAILURES = {
          "self.encode_image(images).float()"),
         ("minclip/model.py", "F.normalize(self.encode_text(ids).float(), dim=-1)",
          "self.encode_text(ids).float()"))),
-    "equal_captions": Failure("clip", f"{CLIP} --loss sigmoid --data {COLOURS}", changes=(
+    "equal_captions": Failure(
+        "clip", f"{ANY_CLIP} --loss sigmoid --data {COLOURS}", changes=(
         ("common/training/sources.py", "same_caption(ids) | self.train.right(indices, captions)",
          "torch.eye(len(ids), dtype=torch.bool)"),)),
     "unclamped_scale": Failure("clip", CLIP, changes=(
@@ -122,6 +125,8 @@ def train(sources: Path, run: Path, model: str, flags: str, needs: Path) -> None
         shutil.copy(needs / name, run)
     subprocess.run([sys.executable, "train.py", model, *flags.split(), "--run", run.absolute(),
                     "--precision", "fp32", "--device", "cpu"], cwd=sources, check=False)
+    if not (run / "log.csv").exists():  # a broken training may fail later
+        raise InputError(f"{run}: the training ended before its first step")
 
 
 def draw_curves(curves: list[Points], title: str) -> Image.Image:

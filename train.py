@@ -153,6 +153,8 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     for indices in training.steps():
         pixels = source.batch(indices)                                # (b 3 h w)
         adversary = recipe.discriminator and training.done >= recipe.discriminator_start
+        if hasattr(model.codebook, "anneal"):
+            model.codebook.anneal(training.done)
 
         with training.autocast():
             reconstruction, quantised = network(pixels)

@@ -24,7 +24,8 @@ To add a quantiser, write a class here that has
 
 with codes below codebook_size v, and one line in QUANTISERS in model.py, which help, builder and
 tests read. A hyperparameter of its own is a new field of VQGANConfig. Buffers must be persistent:
-`load` gives values only to what the file holds.
+`load` gives values only to what the file holds. If it has anneal(fraction completed), train.py
+calls that before each step.
 
 Departures: codes are narrow [ViT-VQGAN sec. 3.2]; unused ones are restarted, which keeps all in
 use; and a rare code costs more, which makes images easier to predict code by code (`choose`). beta
@@ -32,7 +33,7 @@ is on the commitment term, as in [VQ-VAE eq. 3]; VQGAN's published code has it o
 by mistake.
 """
 
-from math import log, prod
+from math import cos, log, pi, prod
 from typing import NamedTuple
 
 import torch
@@ -156,33 +157,46 @@ class Codebook(nn.Module):
 class GumbelCodebook(nn.Module):
     """Quantise by a classifier: each position has a logit for every code [DALL·E sec. 2.1].
 
-    Evaluation takes the likeliest code. Training samples one: the largest logit after adding Gumbel
-    noise is a sample of softmax(logits) [Jang et al. 2017]. Straight-through again: the forward pass
-    uses the sampled code, the backward pass the mean of all by softmax, so that every code that
-    could have been sampled tells the encoder what it would have changed.
+    Evaluation takes the likeliest code. Training takes a mixture of all codes: softmax(logits +
+    Gumbel noise) is close to a random choice, but has a gradient for every code [Jang et al. 2017].
+    As the temperature falls, the logits outgrow the noise, until the mixture is nearly the
+    likeliest code alone.
+
+    Where we depart from DALL·E: its temperature divides the noise too, so that choices stay random
+    to the end. Its loss pulls each position's probabilities towards uniform; ours pulls their mean
+    over the batch, so that positions may be certain as long as all codes are in use.
 
     size, dim: v, z
     """
 
+    HOTTEST, COLDEST, ANNEALED = 1.0, 1 / 16, 0.8  # temperatures; fraction completed at COLDEST
+    BALANCE = 0.015  # weight of the loss
+
     def __init__(self, size: int, dim: int):
         super().__init__()
-        self.temperature, self.kl_weight = 1.0, 5e-4
+        self.temperature = self.HOTTEST
         self.proj = nn.Conv2d(dim, size, 1)
         self.vectors = nn.Parameter(torch.randn(size, dim))
+
+    def anneal(self, done: float) -> None:
+        """Set the temperature for the fraction completed: it falls as half a cosine wave."""
+        left = (1 + cos(pi * min(done / self.ANNEALED, 1))) / 2
+        self.temperature = self.COLDEST + (self.HOTTEST - self.COLDEST) * left
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantise z (b z g g): at random in training mode, by argmax otherwise."""
         with torch.autocast(z.device.type, enabled=False):  # bf16 cannot tell close codes apart
-            logits = self.proj(z.float())                                              # (b v g g)
-            # Gumbel(0, 1), or none
-            noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0
-            codes = (logits + noise).argmax(dim=1)                                     # (b g g)
-            soft = ((logits + noise) / self.temperature).softmax(dim=1)
-            expected = einsum(soft, self.vectors.detach(), "b v h w, v z -> b z h w")
-            z_q = self.lookup(codes) + (expected - expected.detach())  # the bracket is 0
-            log_ratio = logits.log_softmax(dim=1) + log(len(self.vectors))  # to uniform, in nats
-            kl = (logits.softmax(dim=1) * log_ratio).sum(dim=1).mean()
-        return Quantised(z_q, codes, self.kl_weight * kl)
+            logits = self.proj(z.float()) / self.temperature                           # (b v g g)
+            mean = logits.softmax(dim=1).mean(dim=(0, 2, 3))                           # (v)
+            # KL(mean ‖ uniform); without the 1e-9, the gradient of a code that died is not a number
+            kl = log(len(mean)) + (mean * (mean + 1e-9).log()).sum()
+            if self.training:
+                logits = logits - torch.empty_like(logits).exponential_().log()        # Gumbel(0, 1)
+            codes = logits.argmax(dim=1)                                               # (b g g)
+            z_q = einsum(logits.softmax(dim=1), self.vectors, "b v h w, v z -> b z h w")
+            if not self.training:
+                z_q = straight_through(z_q, self.lookup(codes))
+        return Quantised(z_q, codes, self.BALANCE * kl)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Fetch the vectors of codes (b g g) int64 -> z_q (b z g g)."""

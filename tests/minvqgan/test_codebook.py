@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from small_vqgan import pictures, seeded, small
 
 import minvqgan.codebook
-from minvqgan import Codebook, perplexity, straight_through, usage
+from minvqgan import Codebook, GumbelCodebook, perplexity, straight_through, usage
 from minvqgan.codebook import squared_distances
 
 
@@ -156,3 +156,52 @@ def test_usage_and_perplexity_are_exact():
     assert perplexity(torch.tensor([7, 7, 7, 7])).item() == pytest.approx(4)
     assert perplexity(torch.tensor([9, 0, 0, 0])).item() == pytest.approx(1)
     assert perplexity(torch.tensor([3, 1])).item() == pytest.approx(4 / 3**0.75)
+
+
+# ---- Gumbel -------------------------------------------------------------------------------------
+
+
+def gumbel() -> GumbelCodebook:
+    torch.manual_seed(0)
+    return GumbelCodebook(16, 4)
+
+
+def test_gumbels_temperature_falls_from_1_to_a_sixteenth_and_stays():
+    book, temperatures = gumbel(), []
+    for done in (0, 0.4, 0.8, 1):
+        book.anneal(done)
+        temperatures.append(book.temperature)
+    assert temperatures == pytest.approx([1, (1 + 1 / 16) / 2, 1 / 16, 1 / 16])
+
+
+def test_gumbels_choices_are_random_when_hot_and_certain_when_cold():
+    book, z = gumbel(), torch.randn(4, 4, 8, 8, generator=seeded())
+    likeliest = book.eval()(z).codes
+    agreement = []
+    for done in (0, 1):
+        book.train().anneal(done)
+        agreement.append((book(z).codes == likeliest).float().mean().item())
+    assert agreement[0] < 0.4 and agreement[1] > 0.7
+
+
+def test_gumbels_mixture_nears_the_chosen_codes_vector_as_it_cools():
+    book, z = gumbel(), torch.randn(4, 4, 8, 8, generator=seeded())
+    away = []
+    for done in (0, 1):
+        book.train().anneal(done)
+        quantised = book(z)
+        away.append((quantised.z_q - book.lookup(quantised.codes)).square().mean().item())
+    assert away[1] < 0.3 * away[0]
+
+
+def test_gumbels_loss_is_0_only_if_all_codes_are_used_alike():
+    book = gumbel().eval()
+    with torch.no_grad():
+        book.proj.weight.zero_(), book.proj.bias.zero_()
+    assert book(torch.zeros(1, 4, 2, 2)).loss.item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        book.proj.bias[3] = 1e3
+    loss = book(torch.zeros(1, 4, 2, 2)).loss
+    assert loss.item() == pytest.approx(book.BALANCE * math.log(16))
+    loss.backward()
+    assert book.proj.bias.grad.isfinite().all()

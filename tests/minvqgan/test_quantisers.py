@@ -73,7 +73,9 @@ def test_a_saved_model_loads_with_the_same_codes_and_images(begun, tmp_path):
 def test_thirty_steps_learn_one_batch_and_guide_moves_towards_a_score(new):
     optimiser = torch.optim.Adam(new.parameters(), 3e-3)
     before = reconstruction_loss(pictures(), new(pictures())[0]).item()
-    for _ in range(30):
+    for i in range(30):
+        if hasattr(new.codebook, "anneal"):
+            new.codebook.anneal(i / 30)
         step(new, optimiser, pictures())
     assert reconstruction_loss(pictures(), new.eval()(pictures())[0]).item() < before / 2
     first, *_, last = guide(new, redness, steps=20, cutouts=4, cut_size=8, generator=seeded())

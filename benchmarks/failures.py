@@ -8,6 +8,7 @@ Lines are replaced in a copy of the sources, never in yours.
 """
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class Failure:
 ANY_CLIP = "--steps 150 --batch-size 64 --look-alikes 1"
 CLIP = f"{ANY_CLIP} --scenes 1000"
 VQGAN = "--steps 150 --scenes 1000 --batch-size 8"
-DALLE = "--steps 300 --batch-size 16 --layers 2"
+DALLE = "--steps 300 --batch-size 16 --layers 2 --scenes"
 FAILURES = {
     "features_not_normalised": Failure("clip", CLIP, changes=(
         ("minclip/model.py", "F.normalize(self.encode_image(images).float(), dim=-1)",
@@ -87,9 +88,9 @@ FAILURES = {
         curves=("reconstruction", "discriminator")),
     "no_straight_through": Failure("vqgan", VQGAN, changes=(
         ("minvqgan/codebook.py", "return z + (z_q - z).detach()", "return z_q"),)),
-    "no_causal_mask": Failure("dalle", f"{DALLE} --scenes 1000", changes=(
+    "no_causal_mask": Failure("dalle", f"{DALLE} 1000", changes=(
         ("mindalle/layers.py", "    return mask\n", "    return torch.ones_like(mask)\n"),)),
-    "by_heart": Failure("dalle", DALLE, "--scenes 100", curves=("image",)),
+    "by_heart": Failure("dalle", f"{DALLE} 3000", "--scenes 100", curves=("image",)),
 }
 
 
@@ -130,19 +131,20 @@ def train(sources: Path, run: Path, model: str, flags: str, needs: Path) -> None
 
 
 def draw_curves(curves: list[Points], title: str) -> Image.Image:
-    """Draw a figure over the steps: healthy in blue, broken in red, cut off at twice the former."""
+    """Draw a figure over the steps, on a logarithmic scale: healthy in blue, broken in red."""
     w, h, pad, font = 320, 220, 28, ImageFont.load_default(11)
     sheet = Image.new("RGB", (w, h), "white")
-    pen, (healthy, broken) = ImageDraw.Draw(sheet), curves
-    last = max(step for step, _ in healthy + broken)
-    high = 2 * max(value for _, value in healthy)
+    pen, points = ImageDraw.Draw(sheet), [point for curve in curves for point in curve]
+    last, high = max(step for step, _ in points), max(value for _, value in points)
+    low = max(min(value for _, value in points), high / 1000)
     pen.rectangle((pad, pad, w - 8, h - pad), outline="#cccccc")
-    for points, colour in ((healthy, "#2050c0"), (broken, "#d03020")):
-        line = [(pad + (w - 8 - pad) * step / last, h - pad - (h - 2 * pad) * min(value / high, 1))
-                for step, value in points]
+    for curve, colour in zip(curves, ("#2050c0", "#d03020")):
+        line = [(pad + (w - 8 - pad) * step / last,
+                 h - pad - (h - 2 * pad) * math.log(max(value, low) / low, high / low))
+                for step, value in curve]
         pen.line(line, fill=colour, width=2)
-    pen.text((pad, 8), f"{title}, 0 to {high:.3g}, step 0 to {last}", fill="black", font=font)
-    pen.text((pad, h - 20), "healthy blue, broken red", fill="black", font=font)
+    pen.text((pad, 8), f"{title}, {low:.3g} to {high:.3g}", fill="black", font=font)
+    pen.text((pad, h - 20), f"step 0 to {last}; healthy blue, broken red", fill="black", font=font)
     return sheet
 
 

@@ -100,22 +100,22 @@ def trained(folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """Small models in the published layouts: a folder of Hugging Face's, and minDALL-E's with its VQGAN and tokenizer."""
-    import published as published_layouts  # here: few tests need it
+    import published_clip, published_dalle, published_vqgan  # noqa: E401 - here: few tests need them
 
     place = tmp_path_factory.mktemp("published")
     clip, dalle = place / "clip", place / "1.3B"
     clip.mkdir()
     dalle.mkdir()
-    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *published_layouts.clip.FIRST_MERGES]))
-    (clip / "config.json").write_text(json.dumps(published_layouts.clip.hugging_face_config(vocab_size=524)))
-    torch.save(published_layouts.clip.filled(published_layouts.clip.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *published_clip.FIRST_MERGES]))
+    (clip / "config.json").write_text(json.dumps(published_clip.hugging_face_config(vocab_size=524)))
+    torch.save(published_clip.filled(published_clip.hugging_face_shapes(vocab=524)), clip / "pytorch_model.bin")
 
-    sizes = dict(text_vocab=len(published_layouts.dalle.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
-    published_layouts.dalle.publish_tokenizer(dalle / "tokenizer")
-    weights = {name: seeded.fill(name, shape) for name, shape in published_layouts.dalle.published_shapes(**sizes).items()}
+    sizes = dict(text_vocab=len(published_dalle.TOKENS), image_vocab=96, text_length=8, grid=4, width=64, layers=2)
+    published_dalle.publish_tokenizer(dalle / "tokenizer")
+    weights = {name: seeded.fill(name, shape) for name, shape in published_dalle.published_shapes(**sizes).items()}
     torch.save({"state_dict": weights}, dalle / "stage2_last.ckpt")
-    yaml = published_layouts.dalle.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16")
+    yaml = published_dalle.published_yaml(**sizes, heads=1).replace("n_heads: 3", "resolution: 16")
     (dalle / "config.yaml").write_text(yaml)
-    stage1 = {name: seeded.fill(name, shape) for name, shape in published_layouts.vqgan.STATES["vq"].items()}
+    stage1 = {name: seeded.fill(name, shape) for name, shape in published_vqgan.STATES["vq"].items()}
     torch.save({"state_dict": stage1}, dalle / "stage1_last.ckpt")
     return place

@@ -36,7 +36,7 @@ def title(exercise: str) -> str:
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=title)
-def test_an_exercise_says_what_to_touch_to_predict_to_run_and_to_expect_in_this_order(exercise):
+def test_an_exercise_says_what_to_touch_predict_run_and_expect(exercise):
     parts = re.findall(r"^\*\*(Touch|Predict|Run|Expect|Solution)\*\*", exercise, re.MULTILINE)
     assert parts == ["Touch", "Predict", "Run", "Expect", "Solution"]
 
@@ -50,7 +50,7 @@ def test_an_exercise_names_functions_that_are_in_the_file_to_touch(exercise):
     assert files and names and not [name for name in names if name not in text]
 
 
-def test_there_are_twelve_exercises_each_with_one_solution_and_no_solution_is_left_over():
+def test_each_of_twelve_exercises_has_its_solution():
     links = re.findall(r"^\*\*Solution\*\*.*\]\(solutions/(\w+)\.diff\)", PAGE, re.MULTILINE)
     assert len(EXERCISES) == len(links) == 12 and sorted(links) == sorted(SOLUTIONS)
 
@@ -118,7 +118,7 @@ def pairs(b: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(20, (b, 4), generator=generator), torch.randint(32, (b, 16), generator=generator)
 
 
-def test_softmax_loss_is_the_mean_of_the_one_way_losses_of_both_directions(solved):
+def test_softmax_loss_is_the_mean_of_two_one_way_losses(solved):
     losses, logits = solved("one_way", "minclip").LOSSES, 3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     both = (losses["one_way"].loss(logits) + losses["one_way"].loss(rearrange(logits, "i j -> j i"))) / 2
     assert torch.isclose(both, minclip.softmax_loss(logits)) and not torch.isclose(losses["one_way"].loss(logits), both)
@@ -126,7 +126,7 @@ def test_softmax_loss_is_the_mean_of_the_one_way_losses_of_both_directions(solve
     assert losses["one_way"].loss(logits, equal) > losses["one_way"].loss(0 * logits, equal)
 
 
-def test_in_the_alternate_order_each_place_comes_once_and_next_to_the_one_before(solved):
+def test_in_the_alternate_order_each_place_touches_the_one_before(solved):
     package = solved("alternate", "mindalle")
     for grid in (1, 4, 5):
         order = package.layers.ORDERS["alternate"](grid)
@@ -137,7 +137,7 @@ def test_in_the_alternate_order_each_place_comes_once_and_next_to_the_one_before
     assert package.generate(model, pairs(2)[0]).shape == (2, 4, 4)
 
 
-def test_a_neighbourhood_ends_where_the_square_of_convolutional_attention_runs_over_the_edge(solved):
+def test_a_neighbourhood_ends_at_the_edge_of_the_picture(solved):
     patterns = solved("neighbourhood", "mindalle").layers.PATTERNS
     mask, wrapped = patterns["neighbourhood"](4, 3), patterns["convolutional"](4, 3)
     assert (mask & ~wrapped).sum() == 0 and mask.diagonal().all() and not mask.triu(1).any()
@@ -146,7 +146,7 @@ def test_a_neighbourhood_ends_where_the_square_of_convolutional_attention_runs_o
     assert wrapped[4, 3] and not mask[4, 3]  # place 4 begins the second row, place 3 ends the first
 
 
-def test_min_p_keeps_the_likeliest_code_and_those_with_their_share_of_its_probability(solved):
+def test_min_p_keeps_codes_of_a_fraction_of_the_highest_probability(solved):
     generate = solved("min_p", "mindalle.generate")
     logits = torch.tensor([[0.5, 0.04, 0.3, 0.16]]).log()
     assert generate.keep_min_p(logits, 0.0) is logits
@@ -167,7 +167,7 @@ def test_a_hidden_pair_leaves_training_and_is_drawn_only_as_novel(solved):
     assert any((o.colour, o.shape) == ("red", "star") for i in range(200) for o in world.random_scene(random.Random(i), "novel").objects)
 
 
-def test_only_with_the_z_loss_does_it_matter_what_is_added_to_all_logits(solved):
+def test_the_z_loss_alone_feels_what_is_added_to_all_logits(solved):
     text, codes = pairs(4)
     text_logits, image_logits = (x.detach() for x in tiny_dalle(mindalle)(text, codes))
     for loss, rises in ((mindalle.dalle_loss, False), (solved("z_loss", "mindalle").dalle_loss, True)):
@@ -178,7 +178,7 @@ def test_only_with_the_z_loss_does_it_matter_what_is_added_to_all_logits(solved)
     assert math.sqrt(weighted) == pytest.approx(math.log(25), abs=0.5)  # untrained: near ln 20 for text, ln 32 for codes
 
 
-def test_without_positions_one_block_reads_a_bag_of_words_unless_each_token_knows_its_predecessor(solved):
+def test_without_positions_only_the_predecessor_tells_word_order(solved):
     ids = torch.tensor([[0, 1, 2, 3, 15], [0, 3, 2, 1, 15]])  # a above b, b above a
     for package, differ in ((minclip, False), (solved("predecessor", "minclip"), True)):
         torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_without_positions_one_block_reads_a_bag_of_words_unless_each_token_know
         assert torch.allclose(model.encode_text(F.pad(ids, (0, 2))), model.encode_text(ids), atol=1e-5)  # padding still changes nothing
 
 
-def test_signs_make_nine_bits_of_a_code_and_learn_to_keep_what_they_can_of_a_latent(solved):
+def test_signs_make_nine_bits_of_a_code(solved):
     package = solved("signs", "minvqgan")
     torch.manual_seed(0)
     quantiser, z = package.QUANTISERS["signs"](package.VQGANConfig()), torch.randn(4, 8, 4, 4)
@@ -210,7 +210,7 @@ def test_signs_make_nine_bits_of_a_code_and_learn_to_keep_what_they_can_of_a_lat
     assert errors[-1] < 0.7 < errors[0]  # 1 would be the error of zeros
 
 
-def test_a_rotated_latent_has_the_values_of_its_code_and_turns_the_gradient_as_it_was_turned(solved):
+def test_a_rotated_latent_has_its_codes_values_and_a_turned_gradient(solved):
     rotated = solved("rotation_trick", "minvqgan.codebook").rotated
     torch.manual_seed(0)
     z, z_q = torch.randn(2, 8, 3, 3, requires_grad=True), torch.randn(2, 8, 3, 3)
@@ -222,7 +222,7 @@ def test_a_rotated_latent_has_the_values_of_its_code_and_turns_the_gradient_as_i
     assert not torch.allclose(z.grad, F.normalize(z_q, dim=1), atol=0.1)  # which straight-through would give
 
 
-def test_fading_guidance_starts_twice_as_strong_ends_at_none_and_keeps_its_mean(solved):
+def test_fading_guidance_starts_twice_as_strong_and_keeps_its_mean(solved):
     package, fading = solved("fading_guidance", "mindalle"), solved("fading_guidance", "mindalle.generate").fading
     strengths = [fading(1.5, step, 64) for step in range(64)]
     assert strengths[0] == 2 and strengths[-1] == 1 and sum(strengths) / 64 == pytest.approx(1.5) and fading(1.5, 0, 1) == 2
@@ -243,7 +243,7 @@ def test_asking_again_at_the_point_it_leads_to_inverts_more_exactly(solved):
     assert errors[1] < errors[0] / 2
 
 
-def test_a_masked_model_sees_the_codes_on_both_sides_and_learns_to_fill_them_in(solved):
+def test_a_masked_model_learns_to_fill_in_codes(solved):
     package = solved("maskgit", "mindalle")
     model, (text, codes) = tiny_dalle(package), pairs(8)
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
@@ -262,7 +262,7 @@ def test_a_masked_model_sees_the_codes_on_both_sides_and_learns_to_fill_them_in(
     assert model(text, hidden, repeat(first, "n -> b n", b=8))[1][:, 0].equal(before)  # but not on itself
 
 
-def test_a_masked_model_draws_all_codes_in_eight_steps_and_keeps_those_it_was_given(solved):
+def test_a_masked_model_draws_all_codes_in_eight_steps(solved):
     package = solved("maskgit", "mindalle")
     model, (text, codes) = tiny_dalle(package).eval(), pairs(3)
     prime = rearrange(codes, "b (r g) -> b r g", g=4)[:, :1]

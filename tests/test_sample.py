@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import mindalle
-import published as published_layouts
+import published_karlo
 import sample
 import seeded
 from common.drawing.dalle import Drawing, at_once, default_drawing, generate_images, keep_best, preference
@@ -135,13 +135,13 @@ def test_a_prior_and_a_decoder_refuse_another_clip(trained, folder, tmp_path):
 
 
 def test_karlos_prior_ranks_pictures_and_says_that_it_cannot_draw(published, trained, folder, tmp_path):
-    shapes = published_layouts.unclip.published_shapes(text_length=16, embed_dim=32, width=64, layers=1)
+    shapes = published_karlo.published_shapes(text_length=16, embed_dim=32, width=64, layers=1)
     shapes["model.text_enc_proj.weight"] = (64, 64)  # this CLIP's tokens are wider than its embeddings
     karlo = tmp_path / "karlo"
     karlo.mkdir()
     torch.save({"state_dict": {name: seeded.fill(name, shape) for name, shape in shapes.items()}},
-               karlo / published_layouts.unclip.CHECKPOINT)
-    torch.save((torch.zeros(32), torch.ones(32)), karlo / published_layouts.unclip.STATS)
+               karlo / published_karlo.CHECKPOINT)
+    torch.save((torch.zeros(32), torch.ones(32)), karlo / published_karlo.STATS)
     words = ["unclip", "the thing", "--prior", karlo, "--clip", published / "clip", "--run", tmp_path / "none"]
     samples(tmp_path / "none", *words[:-2], "--rank", folder, "-n", 3, "--out", tmp_path / "ranked")
     assert (tmp_path / "ranked" / "index.jsonl").read_text().count("rank") == 3

@@ -10,10 +10,10 @@ from einops import rearrange
 
 from mindalle import DALLE, DALLEConfig, InputError, dalle_loss, drop_captions, generate
 from mindalle.layers import (
-    ORDERS, PATTERNS, Block, Cache, attention_mask, attention_weights, column_mask, convolutional_mask, full_mask, rotate,
-    rotations, row_major, row_mask, spiral_out,
+    PATTERNS, Block, Cache, attention_mask, attention_weights, column_mask, convolutional_mask,
+    full_mask, rotate, rotations, row_mask,
 )
-from small_dalle import EPS, SMALL, N, T, each_design, each_order, rng, small_batch, small_model
+from small_dalle import EPS, SMALL, N, T, each_design, rng, small_batch, small_model
 
 
 def picture(mask: torch.Tensor) -> str:
@@ -108,26 +108,9 @@ def test_in_every_pattern_a_code_sees_itself_and_no_later_code(pattern):
             assert mask.diagonal().all() and not mask.triu(1).any()
 
 
-@each_order
-def test_every_order_draws_each_place_once(order):
-    for grid in range(1, 7):
-        places = ORDERS[order](grid)
-        assert places.dtype == torch.int64 and places.sort().values.equal(torch.arange(grid**2))
-
-
-@pytest.mark.parametrize("order, steps", [
-    (row_major, [[0, 1, 2], [3, 4, 5], [6, 7, 8]]),
-    (spiral_out, [[8, 1, 2], [7, 0, 3], [6, 5, 4]]),
-    (spiral_out, [[9, 10, 11, 12], [8, 1, 2, 13], [7, 0, 3, 14], [6, 5, 4, 15]]),  # as SpiralOut of taming-transformers
-])
-def test_the_orders_are_those_of_their_pictures(order, steps):
-    steps = torch.tensor(steps)
-    assert order(len(steps)).argsort().equal(steps.flatten())
-
-
-def test_once_turned_a_query_and_a_key_know_how_many_rows_and_columns_apart_they_stand_and_no_more():
+def test_turned_queries_and_keys_know_only_how_far_apart_they_stand():
     q, k = torch.randn(2, 16, generator=rng())
-    rotation = rotations(text_length=2, places=row_major(4), grid=4, head_width=16)  # (18 8 2)
+    rotation = rotations(text_length=2, grid=4, head_width=16)  # (18 8 2)
     turned_q, turned_k = (rotate(x.expand(1, 1, 18, 16), rotation)[0, 0, 2:] for x in (q, k))
     scores = turned_q @ turned_k.T                                                   # (16 16)
     apart = {}
@@ -142,12 +125,12 @@ def test_once_turned_a_query_and_a_key_know_how_many_rows_and_columns_apart_they
 
 
 def test_text_stands_to_the_left_of_the_first_row():
-    cos, sin = rotations(text_length=3, places=row_major(2), grid=2, head_width=4).unbind(-1)  # (7 2): row's, column's angle
+    cos, sin = rotations(text_length=3, grid=2, head_width=4).unbind(-1)  # (7 2): row's, column's angle
     torch.testing.assert_close(torch.atan2(sin, cos), torch.tensor(
         [[0, -3], [0, -2], [0, -1], [0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float), rtol=0, atol=4 * EPS * 3)
 
 
-def test_a_cache_knows_how_many_tokens_it_holds_and_shows_them_without_a_copy():
+def test_a_cache_counts_its_tokens_and_shows_them_without_a_copy():
     cache, keys, values = Cache(7), *torch.randn(2, 1, 2, 6, 4, generator=rng(), dtype=torch.bfloat16)
     assert cache.filled == 0
     for new in ((0, 3), (3, 4), (4, 6)):
@@ -186,17 +169,16 @@ def test_the_shapes_are_those_promised_and_codes_may_come_as_a_grid():
 
 
 @each_design
-def test_no_prediction_depends_on_its_target_or_on_what_is_drawn_later(design):
+def test_no_prediction_depends_on_its_target_or_what_comes_later(design):
     model, (text, codes, _) = small_model(**design), small_batch(1)
     text_logits, image_logits = model(text, codes)
-    places = model.places.tolist()
-    for i, place in enumerate(places):
+    for i in range(N):
         changed = codes.clone()
-        changed[:, place] = (changed[:, place] + 1) % 13
+        changed[:, i] = (changed[:, i] + 1) % 13
         text_after, image_after = model(text, changed)
         assert text_after.equal(text_logits)  # text cannot see the image
-        assert image_after[:, places[: i + 1]].equal(image_logits[:, places[: i + 1]])
-        assert i == N - 1 or not image_after[:, places[i + 1]].allclose(image_logits[:, places[i + 1]])
+        assert image_after[:, : i + 1].equal(image_logits[:, : i + 1])
+        assert i == N - 1 or not image_after[:, i + 1].allclose(image_logits[:, i + 1])
     for i in range(T):
         changed = text.clone()
         changed[:, i] = (changed[:, i] + 1) % 11
@@ -224,24 +206,8 @@ def test_the_last_text_position_predicts_the_first_code_whatever_the_codes():
 def test_layers_cycle_through_the_attention_pattern_and_share_masks():
     model = small_model(layers=5, attention="row,column,row")
     assert model.config.patterns == ("row", "column", "row", "row", "column")
-    assert sorted(name for name, _ in model.named_buffers()) == ["column_mask", "places", "rotation", "row_mask", "steps"]
+    assert sorted(name for name, _ in model.named_buffers()) == ["column_mask", "rotation", "row_mask"]
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
-
-
-@each_order
-def test_positions_and_angles_belong_to_the_place_not_to_the_step(order):
-    model, raster, (_, codes, _) = small_model(order=order), small_model(), small_batch()
-    embedded = raster.embed_codes(codes)
-    assert model.embed_codes(codes[:, model.places]).equal(embedded[:, model.places])
-    assert model.embed_codes(codes[:, model.places][:, 3:5], start=3).equal(embedded[:, model.places[3:5]])
-    angles = rotations(T, row_major(4), grid=4, head_width=8)
-    assert model.rotation.equal(torch.cat([angles[:T], angles[T:][model.places]]))
-
-
-@each_order
-def test_codes_in_the_order_of_decoding_go_to_their_places(order):
-    model, codes = small_model(order=order), small_batch()[1]
-    assert model.to_grid(codes[:, model.places]).equal(rearrange(codes, "b (g1 g2) -> b g1 g2", g1=4))
 
 
 def test_a_model_without_rotary_angles_has_the_same_weights_and_other_predictions():
@@ -272,10 +238,9 @@ def test_weights_that_add_to_the_residual_stream_start_smaller():
     assert block.attention.qkv.bias.eq(0).all() and block.ln_1.weight.eq(1).all()
 
 
-@each_order
-def test_one_batch_is_learnt_by_heart(order):
+def test_one_batch_is_learnt_by_heart():
     torch.manual_seed(0)
-    model, (text, codes, _) = DALLE(DALLEConfig(**{**SMALL, "width": 32}, order=order)), small_batch(4)
+    model, (text, codes, _) = DALLE(DALLEConfig(**{**SMALL, "width": 32})), small_batch(4)
     text[:, 0] = torch.arange(4)  # nothing predicts a first token, so that one must tell the captions apart
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
@@ -287,18 +252,17 @@ def test_one_batch_is_learnt_by_heart(order):
     assert generate(model, text, temperature=0).flatten(1).equal(codes)
 
 
-@each_order
-def test_every_parameter_learns_except_the_position_drawn_last_that_is_never_read(order):
-    model, (text, codes, _) = small_model(order=order), small_batch()
+def test_every_parameter_learns_except_the_last_position():
+    model, (text, codes, _) = small_model(), small_batch()
     dalle_loss(*model(text, codes), text, codes)[0].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
-    *read, last = model.image_positions.grad[model.places]
+    *read, last = model.image_positions.grad
     assert last.eq(0).all() and all(position.ne(0).any() for position in read)
 
 
 @pytest.mark.parametrize("nonsense", [
     dict(width=100, heads=3), dict(width=36, heads=6), dict(kernel=4), dict(attention="full,diagonal"), dict(grid=0),
-    dict(text_length=1), dict(layers=0), dict(attention=""), dict(order="diagonal"), dict(width=96.0),
+    dict(text_length=1), dict(layers=0), dict(attention=""), dict(width=96.0),
 ])
 def test_config_refuses_nonsense(nonsense):
     with pytest.raises(InputError, match=f"{min(nonsense)}|rotary") as error:
@@ -306,21 +270,13 @@ def test_config_refuses_nonsense(nonsense):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("order", [order for order in ORDERS if order != "row_major"])
-def test_patterns_that_look_back_in_reading_order_are_refused_with_another_order(order):
-    for pattern in PATTERNS:
-        if pattern != "full":
-            with pytest.raises(InputError, match=f"{pattern} needs order row_major, not {order}"):
-                DALLEConfig(order=order, attention=f"full,{pattern}")
-
-
 def test_the_help_of_the_config_lists_what_can_be_chosen():
     helps = {field.name: field.metadata["help"] for field in dataclasses.fields(DALLEConfig)}
     assert all(helps.values())
-    assert all(pattern in helps["attention"] for pattern in PATTERNS) and all(order in helps["order"] for order in ORDERS)
+    assert all(pattern in helps["attention"] for pattern in PATTERNS)
 
 
-def test_captions_of_another_length_are_a_mistake_of_the_program_not_of_its_user():
+def test_captions_of_another_length_are_the_programs_mistake():
     model, (text, codes, _) = small_model(), small_batch()
     with pytest.raises(ValueError, match="pad or cut") as error:
         model(text[:, :1], codes)
@@ -348,7 +304,7 @@ def test_losses_are_the_mean_surprise_at_the_tokens_predicted():
     assert image_loss.item() == pytest.approx(math.log(13) * 47 / 48, rel=48 * EPS)
 
 
-def test_captions_are_dropped_whole_and_in_the_share_asked_for():
+def test_captions_are_dropped_whole_and_as_often_as_asked():
     text = torch.randint(1, 11, (4000, T), generator=rng())
     empty, kept = torch.zeros(T, dtype=torch.int64), text.clone()
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ each_shape = pytest.mark.parametrize("changes", SHAPES, ids=str)
 
 
 @each_shape
-def test_every_decoder_starts_with_what_it_keeps_and_then_depends_on_image_time_and_embedding_with_all_its_weights(changes):
+def test_every_decoder_comes_to_depend_on_image_time_and_embedding(changes):
     decoder = new_decoder(**changes)
     side = decoder.config.image_size
     x, t, z = normal(2, 3, side, side), torch.tensor([0.3, 0.6], requires_grad=True), normal(2, 6).requires_grad_()
@@ -43,7 +43,7 @@ def test_every_decoder_starts_with_what_it_keeps_and_then_depends_on_image_time_
 
 
 @each_shape
-def test_a_change_of_the_image_changes_the_prediction_most_at_the_same_place(changes):
+def test_a_change_of_the_image_changes_the_prediction_most_there(changes):
     decoder = new_decoder(**changes)
     side = decoder.config.image_size
     nn.init.normal_(decoder.conv_out.weight)
@@ -60,13 +60,13 @@ def test_a_change_of_the_image_changes_the_prediction_most_at_the_same_place(cha
         assert (places - torch.tensor([row, column])).abs().max() < near
 
 
-def test_the_less_noise_is_left_the_more_the_decoder_keeps_of_what_it_sees():
+def test_with_less_noise_left_the_decoder_keeps_more_of_the_image():
     decoder, x = perturbed(new_decoder()), normal(3, 3, 16, 16)
     apart = [(decoder(x, torch.full((3,), t), normal(3, 6)) - x).square().mean().sqrt().item() for t in (0.5, 0.99, 0.998, 1.0)]
     assert apart == sorted(apart, reverse=True) and apart[1] / apart[0] == pytest.approx(0.5, rel=0.15) and apart[-1] < 1e-6
 
 
-def test_the_more_steps_the_more_exactly_the_decoder_draws_an_inverted_image_again():
+def test_more_steps_redraw_an_inverted_image_more_exactly():
     decoder = perturbed(new_decoder())
     x, z = normal(2, 3, 16, 16), normal(2, 6)
     denoise, apart = guided(decoder, (z,), (decoder.empty,), 1.0), []
@@ -165,7 +165,7 @@ def test_a_block_changes_nothing_at_first():
 
 @pytest.mark.parametrize("name", ["image_size", "embed_dim", "patch_size", "channels", "blocks", "heads", "condition_width"])
 @pytest.mark.parametrize("value", [0, -2, 1.5, "4"])
-def test_a_size_of_a_decoder_that_is_no_whole_number_is_refused_by_name(name, value):
+def test_a_decoders_size_that_is_no_whole_number_is_refused(name, value):
     with pytest.raises(InputError, match=f"^{name} is {value!r}: make it"):
         DecoderConfig(**{name: value})
 
@@ -183,7 +183,7 @@ def test_a_decoder_that_cannot_be_built_is_refused_by_name(nonsense, message):
 
 
 @pytest.mark.parametrize("channels, groups", [(1, 1), (4, 1), (6, 1), (9, 1), (18, 2), (48, 4), (64, 16), (96, 8), (512, 32)])
-def test_a_group_norm_has_32_groups_at_the_most_of_four_channels_or_more(channels, groups):
+def test_a_group_norm_has_at_most_32_groups_of_four_channels(channels, groups):
     assert group_norm(channels).num_groups == groups and (channels // groups >= 4 or channels < 4)
 
 
@@ -195,7 +195,7 @@ def test_the_heads_need_divide_no_other_level_than_the_coarsest():
 
 
 @pytest.mark.parametrize("channels", [1, 4, 6, 9, 18, 48, 50, 64, 100])
-def test_a_decoder_of_any_number_of_channels_either_is_refused_or_can_be_built(channels):
+def test_any_number_of_channels_is_refused_or_can_be_built(channels):
     try:
         config = dataclasses.replace(DECODER, channels=channels, heads=1)
     except InputError:

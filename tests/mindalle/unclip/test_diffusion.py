@@ -8,8 +8,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from mindalle.unclip import (
-    denoising_loss, draw_embeddings, drop_condition, even_times, expected_loss, guided, invert, mix, random_times, sample,
-    sample_steps,
+    denoising_loss, diffusion_step, draw_embeddings, drop_condition, even_times, expected_loss,
+    guided, invert, mix, random_times, sample, sample_steps,
 )
 from mindalle.unclip.diffusion import CLOSEST, LOGIT_MEAN, LOGIT_STD, SCHEDULES, append_dims
 from small_unclip import Recorder, captions, gaussian, new_decoder, new_prior, no_caption, normal, perturbed, rng
@@ -89,7 +89,7 @@ def test_ddims_coordinates_are_ours_divided_by_their_sum():
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_ideal_denoiser_of_some_points_draws_one_of_them_ever_more_exactly(eta):
+def test_the_ideal_denoiser_of_points_draws_one_of_them(eta):
     points, noise = torch.tensor([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.5]]), normal(512, 2)
     errors = []
     for steps in (1, 2, 3, 4, 6, 16):
@@ -194,7 +194,7 @@ def test_guidance_1_is_a_single_pass_of_the_plain_model():
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0, -1.0])
-def test_any_other_guidance_is_one_pass_of_both_and_equals_two_passes_combined_by_hand(guidance):
+def test_guidance_in_one_pass_equals_two_passes_combined(guidance):
     x, t, condition, empty = guidance_inputs()
     model = Recorder()
     prediction = guided(model, condition, empty, guidance)(x, t)
@@ -209,7 +209,7 @@ def test_guidance_0_ignores_the_condition():
     assert guided(Recorder(), condition, empty, 0)(x, t).equal(guided(Recorder(), other, empty, 0)(x, t))
 
 
-def test_the_empty_condition_takes_the_place_of_the_condition_alone_never_of_the_noised_x_or_the_time():
+def test_the_empty_condition_replaces_the_condition_and_nothing_else():
     x, t, condition, empty = guidance_inputs()
     model = Recorder()
     guided(model, condition, empty, 2.0)(x, t)
@@ -255,7 +255,7 @@ def test_probability_1_drops_all_and_0_drops_none():
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def test_a_mixture_is_noise_at_0_data_at_1_and_between_them_their_weighted_mean():
+def test_a_mixture_is_noise_at_0_and_data_at_1():
     x, noise, t = normal(4, 3, 2, 2), normal(4, 3, 2, 2, seed=1), torch.tensor([0.0, 1.0, 0.25, 0.5])
     mixed = mix(x, noise, t)
     assert mixed[0].equal(noise[0]) and mixed[1].equal(x[1])
@@ -272,7 +272,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity():
     torch.testing.assert_close(denoising_loss(prediction, x, t), torch.stack(losses).mean())
 
 
-def test_the_loss_of_a_perfect_prediction_is_0_and_finite_even_at_data():
+def test_the_loss_of_a_perfect_prediction_is_0_everywhere():
     x, t = normal(3, 2), torch.tensor([0.0, 0.5, 1.0])
     assert denoising_loss(x, x, t) == 0
     torch.testing.assert_close(denoising_loss(x + 1, x, torch.ones(3)).item(), CLOSEST**-2)
@@ -319,7 +319,7 @@ def test_the_first_loss_of_a_new_model_is_that_of_predicting_0(model, shape, con
 
 
 @each_schedule
-def test_in_every_schedule_data_is_data_and_an_example_is_scaled_and_timed_by_its_own_t(schedule):
+def test_every_schedule_scales_and_times_each_example_by_its_t(schedule):
     x, t = normal(6, 3, 2), torch.tensor([1.0, 0.0, 0.2, 0.5, 0.8, 0.99])
     scaled, steps = SCHEDULES[schedule](x, t)
     torch.testing.assert_close(scaled[0], x[0])
@@ -332,7 +332,7 @@ def test_in_every_schedule_data_is_data_and_an_example_is_scaled_and_timed_by_it
 
 
 @each_schedule
-def test_in_every_schedule_the_steps_go_one_way_and_stay_within_what_the_time_embedding_tells_apart(schedule):
+def test_every_schedules_steps_go_one_way_within_the_time_embedding(schedule):
     _, steps = SCHEDULES[schedule](normal(1001, 2), torch.linspace(0, 1, 1001))
     rises = steps.diff()
     assert (rises >= 0).all() or (rises <= 0).all()
@@ -340,7 +340,7 @@ def test_in_every_schedule_the_steps_go_one_way_and_stay_within_what_the_time_em
 
 
 @each_schedule
-def test_in_every_schedule_a_prior_is_finite_at_all_times_and_depends_on_them(schedule):
+def test_in_every_schedule_a_prior_depends_on_time(schedule):
     prior, near = perturbed(new_prior(schedule=schedule)), torch.logspace(-6, 0, 30)
     t = torch.cat([torch.zeros(1), near, 1 - near])
     x = normal(1, 6).expand(len(t), 6)
@@ -365,7 +365,7 @@ def test_the_straight_path_is_read_as_it_is_with_time_in_thousandths():
     assert x.equal(normal(3, 2)) and steps.tolist() == [0, 250, 1000]
 
 
-def test_the_cosine_schedule_is_that_of_improved_ddpm_at_each_of_its_steps():
+def test_the_cosine_schedule_is_that_of_improved_ddpm():
     f = torch.cos((torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2).square()
     alpha_bar = (f / f[0])[1:]  # [eq. 17]; its step 0 already holds a little noise
     x, noise = normal(2, 1000, 3, dtype=torch.float64)
@@ -373,3 +373,21 @@ def test_the_cosine_schedule_is_that_of_improved_ddpm_at_each_of_its_steps():
     read, steps = SCHEDULES["cosine"](mix(x, noise, root / (root + rest)), root / (root + rest))
     torch.testing.assert_close(read, root[:, None] * x + rest[:, None] * noise)
     assert steps.equal(torch.arange(1000, dtype=torch.float64))
+
+
+def test_a_diffusion_step_is_the_loss_of_its_parts():
+    x, z, none = torch.randn(6, 3, 4, 4), torch.randn(6, 5), torch.zeros(5)
+    seen = []
+
+    def model(noisy, t, z):
+        seen.append((noisy, t, z))
+        return noisy / 2
+
+    torch.manual_seed(0)
+    loss = diffusion_step(model, x, (z,), (none,), 0.5)
+    torch.manual_seed(0)
+    (condition,) = drop_condition((z,), (none,), 0.5)
+    t = random_times(6)
+    noisy = mix(x, torch.randn_like(x), t)
+    assert all(a.equal(b) for a, b in zip(seen[0], (noisy, t, condition)))
+    assert loss == denoising_loss(noisy / 2, x, t) and 0 < condition.eq(0).all(dim=1).sum() < 6

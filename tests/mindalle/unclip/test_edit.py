@@ -12,7 +12,7 @@ from small_unclip import STD, TIMES_64, ClosedForm, centre, images_and_embedding
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 4, 4)], ids=str)
-def test_equal_shares_of_a_great_circle_are_equal_angles_between_vectors_of_unit_length(shape):
+def test_equal_steps_of_slerp_are_equal_angles_at_unit_length(shape):
     a, b = (x / x.norm() for x in normal(2, *shape, dtype=torch.float64))
     path = slerp(a, b, torch.linspace(0, 1, 6, dtype=torch.float64)).flatten(1)
     torch.testing.assert_close(path.norm(dim=1), torch.ones(6, dtype=torch.float64))
@@ -29,7 +29,7 @@ def test_a_share_of_the_great_circle_is_that_share_of_the_angle(angle):
                                torch.stack([at(0.2 + share * angle) for share in shares]), rtol=0, atol=1e-7)
 
 
-def test_between_noises_of_different_length_the_ends_are_right_and_the_middle_is_no_shorter():
+def test_between_noises_of_different_length_the_middle_is_no_shorter():
     a, b = normal(3, 16, 16), 1.1 * normal(3, 16, 16, seed=1)
     first, middle, last = slerp(a, b, torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(first, a), torch.testing.assert_close(last, b)
@@ -37,13 +37,13 @@ def test_between_noises_of_different_length_the_ends_are_right_and_the_middle_is
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-4, 3e-3])
-def test_between_vectors_that_are_as_good_as_equal_nothing_is_divided_by_0(apart):
+def test_between_nearly_equal_vectors_nothing_is_divided_by_0(apart):
     a, shares = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.25, 1.0])
     b = F.normalize(a + torch.tensor([0.0, apart, 0.0]), dim=0)
     torch.testing.assert_close(slerp(a, b, shares), a + shares[:, None] * (b - a), rtol=0, atol=1e-6)
 
 
-def test_between_a_vector_and_itself_lies_that_vector_however_its_cosine_is_rounded():
+def test_between_a_vector_and_itself_lies_that_vector():
     for a in normal(200, 48):
         torch.testing.assert_close(slerp(a, a, torch.tensor([0.0, 0.5, 1.0])), a.expand(3, 48))
 
@@ -61,7 +61,7 @@ def test_variations_without_eta_are_the_image_itself():
     assert all(later < error / 3 for error, later in zip(errors, errors[1:])) and errors[-1] < 0.02
 
 
-def test_variations_have_the_embedding_of_the_image_and_differ_from_it_and_from_each_other():
+def test_variations_keep_the_embedding_and_differ_from_each_other():
     image, z, noise = images_and_embeddings(1)
     denoiser = ClosedForm()
     drawn = variations(denoiser, image, z, 40, TIMES_64, generator=rng())
@@ -72,7 +72,7 @@ def test_variations_have_the_embedding_of_the_image_and_differ_from_it_and_from_
     assert (correlations - torch.eye(41)).abs().max() < 0.7 and (correlations - torch.eye(41)).abs().mean() < 0.2
 
 
-def test_the_higher_eta_the_less_of_the_image_is_left_in_its_variations():
+def test_the_higher_eta_the_less_of_the_image_is_left():
     image, z, _ = images_and_embeddings(1)
     apart = [(variations(ClosedForm(), image, z, 8, TIMES_64, eta, rng()) - image).square().mean().item()
              for eta in (0, 0.2, 0.5, 1)]
@@ -100,7 +100,7 @@ def test_the_way_from_one_image_to_another_begins_and_ends_with_them():
     torch.testing.assert_close(way, centre(slerp(*z, shares)) + STD * slerp(*noise, shares), rtol=0, atol=0.05)
 
 
-def test_an_edit_adds_to_the_embedding_the_difference_of_two_captions_and_stays_at_unit_length():
+def test_an_edit_adds_the_captions_difference_and_keeps_unit_length():
     image, z, _ = images_and_embeddings(1)
     denoiser, old, new, strengths = ClosedForm(), normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 1.0])
     edit(denoiser, image, z, old, new, strengths, TIMES_64)
@@ -117,7 +117,7 @@ def test_an_edit_with_eta_makes_the_noise_anew_from_its_own_generator():
     assert one.equal(same) and not one.equal(other)
 
 
-def test_an_edit_keeps_the_noise_so_that_strength_0_gives_the_image_back():
+def test_an_edit_of_strength_0_gives_the_image_back():
     image, z, _ = images_and_embeddings(1)
     denoiser = ClosedForm()
     drawn = edit(denoiser, image, z, normal(6, seed=33), normal(6, seed=34), torch.tensor([0.0, 0.25, 0.5]), even_times(256))

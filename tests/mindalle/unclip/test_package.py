@@ -96,7 +96,7 @@ def trained_on(model, x, condition, empty, steps):
     return model.eval()
 
 
-def test_the_priors_embeddings_draw_better_than_z_t_and_z_t_better_than_anothers_as_in_the_paper():
+def test_z_i_draws_better_than_z_t_and_that_than_anothers():
     """A world of four captions: each a direction in which its images' embeddings scatter, with a colour of its own.
 
     Text has a direction that images lack, as in CLIP, where the two kinds of embeddings lie apart.

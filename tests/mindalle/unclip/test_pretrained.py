@@ -16,8 +16,7 @@ from mindalle.unclip.decoder import Decoder, DecoderConfig
 from mindalle.unclip.diffusion import SCHEDULES, guided, sample
 from mindalle.unclip.pretrained import STATS, from_diffusers, from_karlo, load, read
 from mindalle.unclip.prior import Prior, PriorConfig
-
-CHECKPOINT = "prior-ckpt-step=01000000-of-01000000.ckpt"
+from published_karlo import CHECKPOINT, published_shapes
 
 # kakaobrain/karlo at 3c68a50, filled by seeded.fill under its own names, computed the numbers below: the first four, the
 # last two, and the probe of (3 e). `forward` is one pass, `draws` are 25 steps under guidance 2, by eta: DDIM and DDPM.
@@ -45,23 +44,6 @@ DIFFUSERS = {  # Karlo's names -> diffusers'; c_qkv is taken apart into to_q, to
     "attn.c_proj": "attn1.to_out.0", "mlp.c_fc": "ff.net.0.proj", "mlp.c_proj": "ff.net.2",
 }
 Weights = dict[str, torch.Tensor]
-
-
-def published_shapes(text_length, embed_dim, width, layers) -> dict[str, tuple[int, ...]]:
-    """List the names and shapes of Karlo's weights, as facts: nothing here is derived from our code."""
-    d, e = width, embed_dim
-    shapes = {"model.positional_embedding": (1, text_length + 4, d), "model.prd_emb": (1, 1, d),
-              "model.final_ln.weight": (d,), "model.final_ln.bias": (d,)}
-    linears = {"time_embed.0": (d, d), "time_embed.2": (d, d), "text_enc_proj": (d, e), "text_emb_proj": (d, e),
-               "clip_img_proj": (d, e), "out_proj": (e, d)}
-    for block in (f"transformer.resblocks.{layer}" for layer in range(layers)):
-        linears |= {f"{block}.attn.c_qkv": (3 * d, d), f"{block}.attn.c_proj": (d, d),
-                    f"{block}.mlp.c_fc": (4 * d, d), f"{block}.mlp.c_proj": (d, 4 * d)}
-        for norm in ("ln_1", "ln_2"):
-            shapes |= {f"model.{block}.{norm}.weight": (d,), f"model.{block}.{norm}.bias": (d,)}
-    for name, shape in linears.items():
-        shapes |= {f"model.{name}.weight": shape, f"model.{name}.bias": shape[:1]}
-    return shapes
 
 
 def as_diffusers(weights: Weights, stats: tuple[torch.Tensor, torch.Tensor]) -> Weights:
@@ -212,7 +194,7 @@ def test_padding_never_matters_to_a_loaded_prior(layout, tmp_path):
 
 
 @each_layout
-def test_a_loaded_prior_has_the_published_mean_and_std_and_leaves_z_t_as_it_is(layout, tmp_path):
+def test_a_loaded_prior_has_the_published_mean_and_std(layout, tmp_path):
     prior, (mean, std), z = load(LAYOUTS[layout](tmp_path, "two heads")), published("two heads")[1], normal("z", 3, 16)
     assert prior.standardise_image.mean.equal(mean) and prior.standardise_image.std.equal(std)
     assert prior.standardise_text(z).equal(z)
@@ -326,7 +308,7 @@ def test_weights_of_diffusers_that_do_not_fit_are_named(tmp_path, key, shape, me
     (dict(num_embeddings=12, additional_embeddings=0), "num_embeddings: 12"),
     (dict(time_embed_act_fn="gelu"), "time_embed_act_fn: gelu"),
 ])
-def test_a_config_of_diffusers_is_believed_unless_it_contradicts_the_weights(tmp_path, settings, message):
+def test_a_config_of_diffusers_holds_unless_the_weights_contradict_it(tmp_path, settings, message):
     publish_diffusers(tmp_path, **settings)
     if message:
         assert message in refusal(tmp_path)
@@ -356,7 +338,7 @@ def test_safetensors_cut_anywhere_are_refused(tmp_path):
         assert "safetensors but does not fit" in refusal(tmp_path)
 
 
-def test_a_file_of_another_layout_is_refused_with_those_that_are_known(tmp_path):
+def test_a_file_of_another_layout_is_refused_with_known_ones(tmp_path):
     torch.save({"kind": "dalle", "config": {}, "weights": {}}, tmp_path / "dalle.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "damaged.pt").write_bytes(b"hello")

@@ -35,7 +35,7 @@ def test_a_time_embedding_is_an_mlp_over_sinusoids():
     torch.testing.assert_close(embedding(steps), second(F.silu(first(waves))))
 
 
-def test_standardising_gives_mean_0_and_standard_deviation_1_and_its_inverse_gives_the_embeddings_back():
+def test_standardising_gives_mean_0_and_std_1_and_can_be_inverted():
     z, standardise = 0.1 * normal(500, 6) * torch.arange(1, 7) + torch.arange(6), Standardise(6)
     assert standardise(z).equal(z)  # before it has seen any
     standardise.fit(z)
@@ -61,7 +61,7 @@ def test_standardising_survives_a_data_set_of_one_image():
 
 
 @pytest.mark.parametrize("new, names", [(new_prior, ("standardise_image", "standardise_text")), (new_decoder, ("standardise",))])
-def test_the_means_and_standard_deviations_are_saved_with_a_model_and_are_not_trained(new, names):
+def test_means_and_stds_are_saved_with_a_model_not_trained(new, names):
     model, other = new(), new()
     for name in names:
         getattr(model, name).fit(normal(20, 6, seed=3) + 4)
@@ -177,7 +177,7 @@ def test_embeddings_are_bounded_where_guidance_leads_further():
     torch.testing.assert_close(z, torch.tensor([10.0, -10, 9, 0, 10, 10]).expand(2, 6))
 
 
-def test_embeddings_are_drawn_in_25_steps_of_ddpm_without_guidance_of_two_candidates():
+def test_embeddings_are_drawn_in_25_steps_of_ddpm_of_two_candidates():
     prior, condition, empty = perturbed(new_prior()), captions(2), no_caption()
     spelled = draw_embeddings(prior, condition, empty, steps=25, eta=1.0, guidance=1.0, candidates=2, generator=rng())
     assert draw_embeddings(prior, condition, empty, generator=rng()).equal(spelled) and not spelled.requires_grad
@@ -205,7 +205,7 @@ def taught() -> tuple[Prior, tuple[Tensor, Tensor, Tensor], Tensor]:
     return prior, (features, mask, z_t), embeddings
 
 
-def test_where_two_embeddings_fit_a_caption_the_prior_learns_to_draw_either_and_not_their_mean():
+def test_of_two_fitting_embeddings_the_prior_draws_either_not_their_mean():
     prior, condition, embeddings = taught()
     many = tuple(torch.repeat_interleave(part, 100, dim=0) for part in condition)
     z = draw_embeddings(prior, many, tuple(part[0] for part in condition), candidates=1, generator=rng())
@@ -215,7 +215,7 @@ def test_where_two_embeddings_fit_a_caption_the_prior_learns_to_draw_either_and_
         assert 0.3 < apart.argmin(dim=1).float().mean() < 0.7
 
 
-def test_of_many_candidates_the_caption_keeps_the_embedding_that_it_is_close_to():
+def test_of_many_candidates_the_embedding_closest_to_the_caption_is_kept():
     prior, condition, embeddings = taught()
     z = draw_embeddings(prior, condition, tuple(part[0] for part in condition), candidates=16, generator=rng())
     torch.testing.assert_close(z, torch.stack([embeddings[0, 0], embeddings[1, 1]]), rtol=0, atol=0.3)
@@ -223,7 +223,7 @@ def test_of_many_candidates_the_caption_keeps_the_embedding_that_it_is_close_to(
 
 @pytest.mark.parametrize("name", ["embed_dim", "token_width", "text_length", "width", "layers", "heads"])
 @pytest.mark.parametrize("value", [0, -2, 1.5, "4"])
-def test_a_size_of_a_prior_that_is_no_whole_number_is_refused_by_name(name, value):
+def test_a_priors_size_that_is_no_whole_number_is_refused(name, value):
     with pytest.raises(InputError, match=f"^{name} is {value!r}: make it"):
         PriorConfig(**{name: value})
 

@@ -59,7 +59,9 @@ def decode(pictures: Sequence[Picture], image_size: int, folder: Path, cache: Pa
     if not block:
         remedy = "make room there for the decoded pictures, or allow writing"
         with explained(f"{path} cannot be written", remedy, OSError), (
-                nullcontext(cache) if cache else tempfile.TemporaryDirectory()) as place:
+                # Windows deletes no file that is mapped
+                nullcontext(cache) if cache
+                else tempfile.TemporaryDirectory(ignore_cleanup_errors=True)) as place:
             block = _write(Path(place) / path.name, key, shape, pictures, folder, progress)
     _in_use[key] = block
     return block

@@ -46,7 +46,7 @@ def levels(collection):
     """Decode every picture -> the red of its first pixel, by caption."""
     found = {}
     for picture in collection.pictures:
-        with picture.source.open() as image:
+        with picture.open() as image:
             found[picture.captions[0]] = image.convert("RGB").getpixel((0, 0))[0]
     return found
 

@@ -24,7 +24,7 @@ def make_tar(path, members):
             shard.addfile(info, io.BytesIO(letters))
 
 
-def test_tar_shards_give_pictures_in_place_and_captions_of_txt_json_and_cls(tmp_path):
+def test_tar_shards_give_captions_of_txt_json_and_cls(tmp_path):
     make_tar(tmp_path / "set-train-0000.tar", {"a/1.png": image_bytes(1), "a/1.json": b'{"caption": "not this"}',
                                                "a/1.txt": b"a cat\n\nein K\xc3\xa4tzchen",
                                                "a/2.json": b'{"text": "a dog"}', "a/2.jpg": image_bytes(2), "a/9.png": b"?"})
@@ -35,12 +35,12 @@ def test_tar_shards_give_pictures_in_place_and_captions_of_txt_json_and_cls(tmp_
                                "set-val-0000.tar: 1.rgb.png": ["cow"]}
     assert list(splits(found).values()) == ["train", "train", "held-out"]
     assert levels(found) == {"a cat": 1, "a dog": 2, "cow": 3}
-    assert found.line == "2 tar shards: 3 images, 4 captions; left out: 1 no caption"
+    assert found.line == "set-train-0000.tar, set-val-0000.tar: 3 images, 4 captions; left out: 1 no caption"
 
 
-def test_classes_of_a_shard_without_names_are_refused_with_how_many_are_needed(tmp_path):
+def test_a_shards_classes_without_names_are_refused_with_their_number(tmp_path):
     make_tar(tmp_path / "0.tar", {"1.png": b"", "1.cls": b"0", "2.png": b"", "2.cls": b"6\n"})
-    message = "DIR: .cls numbers its classes from 0 to 6; give 7 names, in this order, by --class-names"
+    message = "DIR/0.tar numbers its classes from 0 to 6; give 7 names, in this order, by --class-names"
     assert refusal(tmp_path) == message
     assert refusal(tmp_path, class_names=["cat"]) == message.replace("7 names", "7 names, not 1")
 
@@ -124,7 +124,7 @@ def test_parquet_that_is_broken_or_holds_no_pictures_is_refused(tmp_path):
     assert refusal(tmp_path).startswith("DIR/0.parquet cannot be read (")
 
 
-def test_a_table_of_addresses_beside_a_shard_is_passed_over_as_img2dataset_writes_them(tmp_path, monkeypatch):
+def test_img2datasets_table_of_addresses_is_passed_over(tmp_path, monkeypatch):
     make_tar(tmp_path / "00000.tar", {"0.jpg": image_bytes(3, "JPEG"), "0.txt": b"a cat"})
     make_parquet(tmp_path / "00000.parquet", {"url": ["https://"], "caption": ["a cat"], "key": ["0"]})
     assert captions(read(tmp_path)) == {"00000.tar: 0.jpg": ["a cat"]}
@@ -141,7 +141,7 @@ def test_workers_that_want_one_group_of_parquet_read_it_once(tmp_path, monkeypat
         reads.append(group), time.sleep(0.05), reader(self, group, **options))[2])
     pictures = read(tmp_path).pictures
     with ThreadPoolExecutor(8) as pool:
-        assert len(list(pool.map(lambda picture: picture.source.open(), pictures))) == 8
+        assert len(list(pool.map(lambda picture: picture.open(), pictures))) == 8
     assert sorted(reads) == [0, 1]
 
 

@@ -84,7 +84,7 @@ def test_a_pictures_name_is_its_path_or_its_number_and_split(tmp_path):
 
 
 @pytest.mark.parametrize("count, total", [(None, 5), (4, 4)])
-def test_progress_is_called_for_every_picture_of_a_folder_and_ends_at_all(tmp_path, capsys, count, total):
+def test_progress_is_called_for_every_picture_of_a_folder(tmp_path, capsys, count, total):
     for i in range(5):
         picture(tmp_path / "red" / f"{i}.png", i)
     (tmp_path / "red" / "2.png").write_text("not an image")
@@ -114,7 +114,7 @@ def names(dataset):
     return [dataset.name(i) for i in range(len(dataset))]
 
 
-def test_a_folder_holds_out_a_twentieth_that_stays_held_out_as_it_grows(tmp_path):
+def test_a_twentieth_is_held_out_and_stays_as_folders_grow(tmp_path):
     for i in range(120):
         picture(tmp_path / f"red {i % 2}" / f"{i}.png", i)
     train, held_out = data.load(str(tmp_path), 4), data.load(str(tmp_path), 4, "held-out")
@@ -135,7 +135,7 @@ def test_which_pictures_are_held_out_by_their_names_never_changes(tmp_path):
     assert list(contents(data.load(tmp_path, 4)))[:5] == [0, 8, 38, 18, 34]
 
 
-def test_pictures_that_a_folder_calls_held_out_are_held_out_and_no_others(tmp_path):
+def test_only_pictures_that_a_folder_calls_held_out_are_held_out(tmp_path):
     for i in range(30):
         picture(tmp_path / ("test" if i % 3 == 0 else "train") / "ab"[i % 2] / f"{i}.png", i)
     train, held_out = data.load(tmp_path, 4), data.load(tmp_path, 4, "held-out")
@@ -232,7 +232,7 @@ def test_a_folders_layout_and_names_of_classes_can_be_said(tmp_path):
     assert asked == [(tmp_path, "text", ("x", "y"))]
 
 
-def test_a_first_look_at_a_picture_takes_no_more_memory_in_a_larger_data_set():
+def test_a_first_picture_takes_no_more_memory_in_larger_sets():
     def peak(count):
         pixels = np.zeros((count, 1, 1, 3), np.uint8)
         dataset = data.Dataset([["a dot"]] * count, lambda indices: pixels[indices], str)

@@ -58,7 +58,7 @@ def test_pictures_that_lie_loose_beside_class_folders_have_no_caption(tmp_path):
     assert found.left_out == [("no caption", "loose.png")]
 
 
-def test_the_line_counts_what_is_used_and_what_is_left_out_by_kind(tmp_path):
+def test_the_line_counts_what_is_used_and_left_out(tmp_path):
     make(tmp_path, "cat/1.png", "dog/1.png", "loose.png")
     write(tmp_path, {"notes.doc": "", "dog/Thumbs.db": ""})
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -122,7 +122,7 @@ def test_a_folder_of_pictures_under_a_table_is_no_other_layout(tmp_path):
     assert read(write(tmp_path, {"captions.csv": "image,caption\n1.png,a cat\n"})).others == []
 
 
-def test_one_caption_for_more_than_a_few_pictures_is_refused_unless_a_layout_is_named(tmp_path):
+def test_one_caption_for_many_pictures_needs_a_named_layout(tmp_path):
     make(tmp_path, *(f"photos/{i}.png" for i in range(9)))
     assert refusal(tmp_path) == ("DIR was read as class folders, which gives all 9 pictures the one caption 'photos'; if that is "
                                  f"meant, or they lie there in another way, say so by --layout {'|'.join(LAYOUTS)}")
@@ -131,7 +131,7 @@ def test_one_caption_for_more_than_a_few_pictures_is_refused_unless_a_layout_is_
     assert len(read(tmp_path).pictures) == 8
 
 
-def test_a_layout_that_is_not_there_or_not_known_is_refused_with_the_choices(tmp_path):
+def test_an_absent_or_unknown_layout_is_refused_with_the_choices(tmp_path):
     make(tmp_path, "cat/1.png")
     choices = ", ".join(LAYOUTS)
     assert refusal(tmp_path, layout="tar") == f"DIR is not of the layout tar; choose another of {choices}, or leave --layout out"

@@ -48,7 +48,7 @@ def test_the_novel_pairs_are_the_eight_of_the_design():
                           ("purple", "ring"), ("orange", "star"), ("cyan", "triangle"), ("pink", "square")}
 
 
-def test_a_novel_pair_is_always_in_novel_and_never_in_train_or_unseen():
+def test_a_novel_pair_is_always_and_only_in_novel():
     for split, novel in (("train", False), ("unseen", False), ("novel", True)):
         for scene, _ in scenes(split, 200):
             assert any((o.colour, o.shape) in data.NOVEL for o in scene.objects) == novel
@@ -138,7 +138,7 @@ def test_two_objects_never_touch_and_stand_as_the_relation_says():
     assert seen == set(data.RELATIONS)
 
 
-def test_a_lone_object_has_the_radius_of_its_size_and_roams_the_image():
+def test_a_lone_object_has_its_sizes_radius_and_roams_the_image():
     for size, radius in (("small", 0.13), ("large", 0.30)):
         scene, rng = data.Scene((data.Object("red", "star", size),), "white"), random.Random(0)
         places = np.array([data.place(scene, rng) for _ in range(300)])[:, 0]

@@ -61,13 +61,13 @@ def test_a_table_may_write_a_path_in_many_ways(tmp_path, written):
     assert captions(read(write(tmp_path, {"metadata.csv": f"file_name,text\n{name},a cat\n"}))) == {"img/1.png": ["a cat"]}
 
 
-def test_a_table_in_a_folder_names_files_beside_it_or_from_the_root_before_any_elsewhere(tmp_path):
+def test_a_table_names_files_beside_it_before_any_elsewhere(tmp_path):
     make(tmp_path, "a/1.png", "a/deep/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/b/3.png", "b/3.png")
     found = read(write(tmp_path, {"a/captions.csv": "image,text\n1.png,a cat\nb/2.png,a dog\nb\\3.png,a cow\n"}))
     assert captions(found) == {"a/1.png": ["a cat"], "b/2.png": ["a dog"], "b/3.png": ["a cow"]}
 
 
-def test_of_several_files_of_a_name_the_one_below_the_tables_folder_is_meant(tmp_path):
+def test_of_equal_names_the_one_below_the_table_is_meant(tmp_path):
     make(tmp_path, "a/images/1.png", "b/images/1.png")
     found = read(write(tmp_path, {"b/captions.csv": "image,text\n1.png,a cat\n"}))
     assert captions(found) == {"b/images/1.png": ["a cat"]}
@@ -89,7 +89,7 @@ def test_the_folder_before_a_name_tells_which_of_several_files_is_meant(tmp_path
     ("captions_val2014.json", "held-out"), ("train-00000-of-00001.parquet", "train"), ("t10k-images-idx3-ubyte.gz", "held-out"),
     ("Test.csv", "held-out"), ("trainval.txt", "train"), ("x_test", "held-out"), ("train_test.csv", None), ("captions.csv", None),
     ("valley.csv", None), ("contest.csv", None), ("Flickr_8k.devImages.txt", "held-out")])
-def test_a_name_tells_a_split_by_a_whole_word_unless_it_tells_both(name, split):
+def test_a_name_tells_a_split_by_a_whole_word(name, split):
     assert split_of_name(name) == split
 
 
@@ -104,7 +104,7 @@ def test_flickr8ks_lists_of_pictures_are_its_split(tmp_path):
 
 @pytest.mark.parametrize("text, expected", [("a/0.png\nb/1.png\n", {"a/0.png": "train", "b/1.png": "train", "a/2.png": "held-out"}),
                                             ("a picture of a train\n", None), ("", None)])
-def test_a_list_of_paths_is_a_split_and_any_other_text_is_not(tmp_path, text, expected):
+def test_a_list_of_paths_is_a_split_no_other_text_is(tmp_path, text, expected):
     make(tmp_path, "a/0.png", "b/1.png", "a/2.png")
     write(tmp_path, {"train.txt": text, "val.txt": "a/2.png\n"})
     assert splits(read(tmp_path)) == (expected or dict.fromkeys(("a/0.png", "b/1.png", "a/2.png")))
@@ -124,7 +124,7 @@ def test_the_folders_in_a_list_tell_pictures_of_one_name_apart(tmp_path):
     assert found.left_out == [("in no split", "b/2.png")]
 
 
-def test_a_text_whose_first_line_is_longer_than_any_header_is_no_table(tmp_path):
+def test_a_text_with_too_long_a_first_line_is_no_table(tmp_path):
     make(tmp_path, "cat/1.png", "dog/1.png")
     write(tmp_path, {"notes.txt": "note " * 30_000, "notes.csv": "note " * 30_000})
     assert captions(read(tmp_path)) == {"cat/1.png": ["cat"], "dog/1.png": ["dog"]}
@@ -187,7 +187,7 @@ def test_a_metadata_table_in_each_split_adds_up(tmp_path):
     assert splits(found) == {"data/train/1.png": "train", "data/test/1.png": "held-out"}
 
 
-def test_a_picture_that_both_splits_name_is_trained_on_and_not_held_out(tmp_path):
+def test_a_picture_that_both_splits_name_is_trained_on(tmp_path):
     make(tmp_path, "1.png", "2.png", "3.png")
     found = read(write(tmp_path, {"test.csv": "image,text\n1.png,a cat\n2.png,a dog\n",
                                   "train.csv": "image,text\n1.png,a cat\n3.png,a cow\n"}))
@@ -217,7 +217,7 @@ def test_coco_finds_its_captions_among_boxes_without_parsing_them(tmp_path):
     assert captions(read(tmp_path)) == {"coco/val2014/COCO_val2014_000000000042.jpg": ["a cat"]}
 
 
-def test_rows_without_file_or_text_and_missing_files_are_left_out_by_kind(tmp_path):
+def test_incomplete_rows_and_missing_files_are_left_out_by_kind(tmp_path):
     make(tmp_path, "1.png", "2.png")
     found = read(write(tmp_path, {"captions.csv": "image,caption\n1.png,a cat\n2.png,\n,a dog\n3.png,a cow\n3.png,cow\n2.png\n"}))
     assert captions(found) == {"1.png": ["a cat"]}
@@ -225,13 +225,13 @@ def test_rows_without_file_or_text_and_missing_files_are_left_out_by_kind(tmp_pa
     assert found.left_out == [*empty, ("missing", "3.png"), ("no caption", "2.png")]
 
 
-def test_a_quote_in_a_table_of_bars_and_blank_cells_at_the_end_of_a_row_are_no_error(tmp_path):
+def test_quotes_between_bars_and_blank_last_cells_are_no_error(tmp_path):
     make(tmp_path, "1.png", "2.png")
     write(tmp_path, {"results.csv": 'image_name| comment\n1.png| "Go" says a sign\n1.png| "\n2.png| a dog | |\n'})
     assert captions(read(tmp_path)) == {"1.png": ['"Go" says a sign', '"'], "2.png": ["a dog"]}
 
 
-def test_a_text_beside_a_picture_is_its_caption_even_if_it_looks_like_a_table(tmp_path):
+def test_a_text_beside_a_picture_is_a_caption_never_a_table(tmp_path):
     make(tmp_path, "1.png", "2.png")
     found = read(write(tmp_path, {"1.txt": "image, title\n2.png, a fake", "2.txt": "a dog"}))
     assert captions(found) == {"1.png": ["image, title", "2.png, a fake"], "2.png": ["a dog"]}
@@ -280,7 +280,7 @@ def test_a_broken_table_is_refused_by_file_line_and_remedy(tmp_path, name, text,
     assert refusal(tmp_path) == f"DIR/{message}"
 
 
-def test_a_table_none_of_whose_files_is_there_is_refused_with_the_first(tmp_path):
+def test_a_table_whose_files_are_all_missing_names_the_first(tmp_path):
     make(tmp_path, "cat/1.png", "dog/1.png")
     write(tmp_path, {"sub/captions.csv": "image,caption\n7.png,a cat\n8.png,a dog\n"})
     assert refusal(tmp_path) == ("DIR/sub/captions.csv, line 2: '7.png' is neither in DIR/sub nor anywhere below DIR, "

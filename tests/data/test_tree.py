@@ -59,7 +59,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     assert refusal(tmp_path) == "DIR cannot be listed (Permission denied); allow reading it, or move it elsewhere"
 
 
-def test_of_the_folders_inside_the_one_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_a_folder_inside_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     make(tmp_path, "cat/1.png", "lost/1.png")
     scandir = os.scandir
 

@@ -60,7 +60,7 @@ def test_other_idx_files_need_names_of_classes(tmp_path):
         "DIR/train-images-idx3-ubyte numbers its classes from 0 to 2; give 3 names, not 2, in this order, by --class-names")
     found = read(tmp_path, class_names=["o", "ki", "su"])
     assert [picture.captions for picture in found.pictures] == [["o"], ["su"], ["ki"]]
-    assert found.line == "idx, classes o, ki, su: 3 images, 3 captions"
+    assert found.line == "idx files: 3 images, 3 captions"
 
 
 def test_a_pair_that_is_there_packed_and_unpacked_counts_once(tmp_path):

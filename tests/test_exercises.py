@@ -129,12 +129,19 @@ def test_softmax_loss_is_the_mean_of_two_one_way_losses(solved):
 def test_in_the_alternate_order_each_place_touches_the_one_before(solved):
     package = solved("alternate", "mindalle")
     for grid in (1, 4, 5):
-        order = package.layers.ORDERS["alternate"](grid)
+        order = package.layers.alternate(grid)
         assert order.sort().values.equal(torch.arange(grid**2))
         row, column = order // grid, order % grid
         assert ((row.diff().abs() + column.diff().abs()) == 1).all()
-    model = tiny_dalle(package, order="alternate").eval()
-    assert package.generate(model, pairs(2)[0]).shape == (2, 4, 4)
+    model, (text, _) = tiny_dalle(package).eval(), pairs(2)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    codes = package.generate(model, text, temperature=0)
+    assert model(text, codes)[1].argmax(dim=-1).equal(codes.flatten(1))  # in their places
+    changed = codes.flatten(1).clone()
+    changed[:, 7] += 1  # drawn right after place 3
+    after = model(text, changed % 32)[1]
+    assert not after[:, 6].allclose(model(text, codes)[1][:, 6]) and after[:, 3].equal(model(text, codes)[1][:, 3])
 
 
 def test_a_neighbourhood_ends_at_the_edge_of_the_picture(solved):

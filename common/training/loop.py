@@ -42,7 +42,7 @@ def set_learning_rate(optimiser: Optimizer, done: float, recipe: Any) -> None:
     """Set each group's rate: it rises linearly, then falls linearly to zero [Bergsma et al. 2025].
 
     done: fraction completed, in [0, 1]; recipe.warmup: the fraction during which the rate rises.
-    The first step takes the rate due after one of recipe.steps: at 0 it would be wasted.
+    The first step takes the rate due one step later: its own would be 0, and the step wasted.
     """
     rise = max(done, 1 / recipe.steps) / recipe.warmup
     fall = (1 - done) / max(1 - recipe.warmup, 1e-9)

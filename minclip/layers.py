@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 
 # `attention_weights`, `MLP` and the wiring of `Block` have twins in mindalle/layers.py.
+# Written out, since scaled_dot_product_attention never forms the weights, which explaining shows. On
+# an Ice Lake Xeon, in fp32, it takes 0.6 of the time at the toy's sizes and 1.2 at those of ViT-B/32.
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Say how much each query reads of each key, softmax(q·k / √c) over the keys it may see [Attention is all you need, eq. 1].
 

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 
-import pytest
 import torch
 
 import data

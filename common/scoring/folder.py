@@ -27,7 +27,7 @@ from ..drawing.unclip import DecoderSampling, draw, draw_embeddings
 from ..run.errors import file_errors
 from ..run.models import Models
 from ..run.pictures import Progress, contact_sheet, to_pil
-from .classifier import Classifier, resize, train_classifier
+from .classifier import resize, train_classifier
 from .shapes import Add, score_vqgan
 
 BATCH = 64

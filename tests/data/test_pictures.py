@@ -1,10 +1,8 @@
 """Reading pictures of any kind: modes, formats, large photographs, broken files and bombs."""
 
 import io
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np

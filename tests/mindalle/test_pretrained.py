@@ -1,7 +1,6 @@
 """What loading a DALL·E and its tokenizer promises: every name is a claim, and each can fail."""
 
 import dataclasses
-import pickle
 import sys
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 import seeded
-from mindalle import (DALLE, DALLEConfig, InputError, MinDALLETokenizer, dalle_loss, generate,
+from mindalle import (DALLE, DALLEConfig, InputError, dalle_loss, generate,
                       load)
 from mindalle.pretrained import fit, from_mindalle, read
 from published_dalle import published_shapes, published_yaml
@@ -24,17 +23,6 @@ def checkpoint_of(model: DALLE, **changes) -> dict:
     return {"kind": "dalle", "config": config, "weights": weights, "step": 7, **changes}
 
 
-@each_design
-def test_a_saved_model_comes_back_the_same_and_in_eval_mode(tmp_path, design):
-    model, (text, codes, _) = small_model(**design).train(), small_batch()
-    torch.save(checkpoint_of(model), tmp_path / "dalle.pt")
-    loaded = load(tmp_path / "dalle.pt")
-    assert loaded.config == model.config and not loaded.training
-    assert loaded(text, codes)[1].equal(model(text, codes)[1])
-    torch.save(checkpoint_of(model), tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    assert load(tmp_path / "legacy.pt")(text, codes)[1].equal(model(text, codes)[1])
-
-
 def test_older_checkpoints_load_if_they_draw_row_by_row(tmp_path):
     model, (text, codes, _) = small_model(), small_batch()
     older = dataclasses.asdict(model.config) | {"text_loss_weight": 0.125, "order": "row_major"}
@@ -44,79 +32,6 @@ def test_older_checkpoints_load_if_they_draw_row_by_row(tmp_path):
     torch.save(checkpoint_of(model, config=older | {"order": "spiral_out"}), tmp_path / "dalle.pt")
     with pytest.raises(InputError, match="draws codes in order spiral_out, this version row by row"):
         load(tmp_path / "dalle.pt")
-
-
-@pytest.mark.parametrize("content", [
-    {"kind": "clip", "config": {}, "weights": {}}, {"model": 1, "epoch": 2}, [1, 2],
-])
-def test_a_file_of_another_kind_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "other.pt"
-    torch.save(content, path)
-    with pytest.raises(InputError, match="other.pt is .*mindalle reads a dalle.pt") as error:
-        load(path)
-    assert "\n" not in str(error.value)
-    if isinstance(content, dict) and "kind" in content:
-        assert "'clip'" in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02garbage", b"PK\x03\x04broken"])
-def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
-    path = tmp_path / "broken.pt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="broken.pt is damaged, or no file") as error:
-        load(path)
-    assert "\n" not in str(error.value)
-
-
-def test_weights_or_configs_that_do_not_fit_are_refused(tmp_path):
-    model = small_model()
-    path = tmp_path / "bent.pt"
-    bent = [checkpoint_of(model, weights={}), checkpoint_of(model, config={"depth": 3}),
-            checkpoint_of(model, config={"width": 7, "heads": 2}), {"kind": "dalle"}]
-    for checkpoint in bent:
-        torch.save(checkpoint, path)
-        with pytest.raises(InputError, match="bent.pt looks like a dalle.pt") as error:
-            load(path)
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name, reason", [
-    ("none.pt", "No such file"), ("none/dalle.pt", "No such file"), ("x" * 300, "File name too long"),
-])
-def test_a_file_that_cannot_be_opened_is_refused_in_one_line(tmp_path, name, reason):
-    for reader in (load, MinDALLETokenizer.load):
-        with pytest.raises(InputError, match=rf"{name}: {reason}") as error:
-            reader(tmp_path / name)
-        assert "\n" not in str(error.value)
-
-
-def test_a_bug_in_a_hacked_layer_shows_itself_on_loading(tmp_path, monkeypatch):
-    torch.save(checkpoint_of(small_model()), tmp_path / "dalle.pt")
-    monkeypatch.setattr("mindalle.model.Block", lambda width, heads: 1 + "1")
-    with pytest.raises(TypeError, match="unsupported operand") as error:
-        load(tmp_path)
-    assert not isinstance(error.value, InputError)
-
-
-class Malicious:
-    """Write a file when unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
-    path, victim = tmp_path / "evil.pt", tmp_path / "victim"
-    torch.save({"kind": "dalle", "config": Malicious(victim)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"evil.pt asks to run [\w.]*open, which no file of weights needs") as error:
-        load(path)
-    assert not victim.exists() and "\n" not in str(error.value)
-    pickle.loads(pickle.dumps(Malicious(victim))).close()  # the trap works
-    assert victim.exists()
 
 
 def test_weights_stay_in_the_file_and_learn_in_memory(tmp_path):
@@ -136,14 +51,6 @@ def test_weights_stay_in_the_file_and_learn_in_memory(tmp_path):
     dalle_loss(*loaded(text, codes), text, codes)[0].backward()
     optimiser.step()
     assert not loaded(text, codes)[1].allclose(before)
-
-
-def test_weights_saved_in_half_precision_come_back_in_float32(tmp_path):
-    model = small_model()
-    halves = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
-    torch.save(checkpoint_of(model, weights=halves), tmp_path / "dalle.pt")
-    loaded = load(tmp_path)  # the folder will do
-    assert all(weight.equal(halves[name].float()) for name, weight in loaded.state_dict().items())
 
 
 @each_design
@@ -303,9 +210,4 @@ def test_weights_of_another_shape_without_a_config_ask_for_it(tmp_path):
     publish(tmp_path)
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(InputError, match="put the config.yaml"):
-        load(tmp_path)
-
-
-def test_a_folder_without_weights_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path} has none of dalle.pt, stage2_last.ckpt"):
         load(tmp_path)

@@ -13,7 +13,6 @@ import minclip
 import minvqgan
 from common.run.errors import InputError
 from common.scoring import explain
-from common.scoring.scores import Scores
 
 
 def test_a_map_points_at_an_object_where_it_is_highest_inside():

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, TINY_ALL, TINY_UNCLIP, refused
+from conftest import TINY, TINY_UNCLIP, refused
 
 import train
 from common.run.job import MINUTES, Job

@@ -11,6 +11,7 @@ import train
 from common.run.folder import Run
 from common.run.job import Job
 from common.run.pictures import shifted
+from common.scoring.shapes import true_scenes
 from common.training import sources
 from common.training.sources import COPIES
 
@@ -90,3 +91,11 @@ def test_captions_of_one_word_leave_room_for_longer_prompts(folder, tmp_path):
         (tmp_path / "a" / name).write_bytes((folder / name).read_bytes())
     trains("clip", "--data", tmp_path, "--run", tmp_path / "run", "--steps", 1, *TINY["clip"].split())
     samples(tmp_path / "run", "classify", folder / "0.png", "--labels", "a", "b", "--templates", "an icon: {}")
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_held_out_scenes_are_those_that_score_judges(seed, tmp_path):
+    held_out = sources.open_split(Run(Job(seed=seed, run=str(tmp_path))), 32, 4, "unseen")
+    assert held_out.captions == data.load("shapes", 32, "unseen", 4, seed=seed + 1).captions
+    _, captions = true_scenes(4, 32, seed, "cpu")
+    assert [texts[0] for texts in held_out.captions] == captions["unseen"]

@@ -32,6 +32,14 @@ def test_the_rate_rises_then_falls_linearly_to_zero():
     assert [rate(done) for done in (0, 0.025, 0.05, 0.525, 1)] == pytest.approx([0.01, 0.25, 0.5, 0.25, 0])
 
 
+def test_every_step_draws_another_batch(folder, tmp_path, monkeypatch):
+    batch, drawn = sources.Images.batch, []
+    monkeypatch.setattr(sources.Images, "batch", lambda self, indices:
+                        drawn.append(tuple(indices.tolist())) or batch(self, indices))
+    trains("vqgan", "--data", folder, "--run", tmp_path, "--steps", 3, *TINY["vqgan"].split())
+    assert len(drawn) == len(set(drawn)) == 3
+
+
 def test_clip_turns_to_look_alikes_and_muon_moves_its_stem(folder, tmp_path, monkeypatch):
     draw, muon, batches, hidden = sources.LookAlikes.draw, train.Muon, [], []
     monkeypatch.setattr(sources.LookAlikes, "draw", lambda self, *args: batches.append(args) or draw(self, *args))

@@ -16,6 +16,7 @@ import sample
 import seeded
 from common.drawing.dalle import Drawing, at_once, default_drawing, generate_images, keep_best, preference
 from common.drawing.guide import Guiding, default_guiding, guide_and_write, guide_pictures
+from common.drawing.unclip import DecoderSampling
 from common.run.models import Models
 from common.run.pictures import Output, read_images
 from common.scoring import shapes
@@ -149,8 +150,9 @@ def test_karlos_prior_ranks_pictures_and_says_that_it_cannot_draw(published, tra
     assert "needs a CLIP of embed_dim" in refused("sample", "unclip", "number 1", "--prior", karlo, "--rank", folder, "--run", trained)
 
 
-def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys):
+def test_score_prints_every_figure_and_the_ceiling_beside_it(tmp_path, capsys, monkeypatch):
     place = tmp_path / "run"
+    monkeypatch.setattr("common.scoring.unclip.SAMPLING", DecoderSampling(steps=4))
     for model, options in TINY_ALL.items():
         trains(model, "--run", place, "--steps", 1, "--overfit", *options.split())
     samples(place, "score", "--count", 16, "--draws", 2, "--rerank", 2)

@@ -116,7 +116,7 @@ def test_z_i_draws_better_than_z_t_and_that_than_anothers():
     trained_on(prior, prior.standardise_image(z), read, empty, 300)
     decoder = Decoder(DecoderConfig(image_size=4, embed_dim=16, channels=16, multipliers=(1,), heads=2, condition_width=32))
     decoder.standardise.fit(z)
-    trained_on(decoder, images, (z,), (decoder.empty,), 300)
+    trained_on(decoder, images, (z,), (decoder.empty,), 220)
 
     def right(z):
         drawn = sample(guided(decoder, (z,), (decoder.empty,), 1), torch.randn(len(z), 3, 4, 4), even_times(8))

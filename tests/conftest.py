@@ -77,6 +77,13 @@ def samples(run: Path, *words) -> None:
     sample.main([*map(str, words), "--run", str(run), "--device", "cpu"])
 
 
+@pytest.fixture(autouse=True)
+def without_page(request, monkeypatch):
+    """Leave out report.html, which takes longer than tiny models do, but for the tests about it."""
+    if "page" not in request.path.parts:
+        monkeypatch.setattr(train, "reported", lambda folder: contextlib.nullcontext())
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """A folder of captioned pictures of any size."""

@@ -26,7 +26,7 @@ from common.drawing.guide import Guiding, guide_and_write
 from common.drawing.unclip import DecoderSampling, draw, draw_embeddings
 from common.run.errors import InputError, one_line_errors
 from common.run.flags import Options, command, option
-from common.run.folder import LEADER, Run
+from common.run.folder import LEADER, WORLD, Run
 from common.run.job import JOBS
 from common.run.models import Models, reconstruct
 from common.run.pictures import Output, reconstruction_sheet, to_pil
@@ -35,7 +35,7 @@ from common.scoring.scores import score
 from common.scoring.shapes import first_captions
 from common.training import bounds
 from common.training.device import keep_freed_memory
-from common.training.distributed import WORLD, gather, processes, replicate
+from common.training.distributed import gather, processes, replicate
 from common.training.loop import Training, stable_seed
 from common.training.muon import Muon
 from common.training.settle import open_run, parse, settle

@@ -26,7 +26,10 @@ from .errors import InputError, file_errors
 from .flags import command
 from .job import MODELS, Job
 
-LEADER = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the writer
+# how many processes torchrun started, which one this is, and whether it is the one that writes
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0)) if WORLD > 1 else 0
+LEADER = RANK == 0
 VERSION = 3  # of a checkpoint's layout; earlier ones can be used but not resumed
 
 

@@ -21,9 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..run.errors import USER_ERRORS, InputError, ignore_output
-from ..run.folder import LEADER
-
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+from ..run.folder import LEADER, RANK, WORLD
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..run.errors import InputError, ignore_output
-from ..run.folder import Run
+from ..run.folder import LEADER, WORLD, Run
 from ..run.symptoms import symptoms
 from .bounds import Expected
 from .device import choose_threads, faster_precision
-from .distributed import LEADER, WORLD, agree, mean
+from .distributed import agree, mean
 from .settle import Budget
 from .sources import Images
 

@@ -122,3 +122,10 @@ def test_alone_every_function_gives_back_what_it_was_given():
     x = torch.randn(4, 2)
     assert distributed.own_part(x)[0] is not None and torch.equal(distributed.own_part(x)[0], x)
     assert distributed.gather(x)[0] is x and distributed.agree("a") == "a" and distributed.mean(x.sum()) == [x.sum().item()]
+
+
+def test_a_rank_that_a_batch_system_sets_alone_means_nothing():
+    code = "from common.run import folder; print(folder.WORLD, folder.RANK, folder.LEADER)"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                             env={**os.environ, "RANK": "3"})
+    assert printed.stdout == "1 0 True\n"

@@ -149,7 +149,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
     expected = bounds.reconstruction(source.train.batch(range(min(64, len(source.train)))))
     training = Training(run, "vqgan", config, recipe, source, expected, **saved)
     network = replicate(model)
-    judge = replicate(discriminator) if recipe.discriminator else None
+    network_d = replicate(discriminator) if recipe.discriminator else None
     for indices in training.steps():
         pixels = source.batch(indices)                                # (b 3 h w)
         adversary = recipe.discriminator and training.done >= recipe.discriminator_start
@@ -168,7 +168,7 @@ def train_vqgan(run: Run, config: VQGANConfig, recipe: VQGANRecipe) -> None:
         optimiser.step()
 
         if adversary:
-            loss_d = discriminator_loss(judge, pixels, reconstruction.float())
+            loss_d = discriminator_loss(network_d, pixels, reconstruction.float())
             optimiser_d.zero_grad()
             loss_d.backward()
             optimiser_d.step()

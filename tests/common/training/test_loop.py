@@ -122,14 +122,14 @@ def test_held_out_figures_change_no_weight(folder, trained, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("model, steps", [
-    ("clip", 21), ("vqgan", 21), ("dalle", 61), ("prior", 101), ("decoder", 31)])
-def test_overfitting_one_batch_leaves_a_third_of_every_loss(model, steps, tmp_path):
+    ("clip", 11), ("vqgan", 11), ("dalle", 41), ("prior", 81), ("decoder", 21)])
+def test_overfitting_one_batch_halves_every_loss(model, steps, tmp_path):
     words = ["--overfit", "--run", tmp_path]
     for needed in ("clip", "vqgan") if model not in ("clip", "vqgan") else ():
         trains(needed, *words, "--steps", 1, *TINY[needed].split())
     trains(model, *words, "--steps", steps, *TINY_ALL[model].split())
     losses = [float(row["loss"]) for row in log_rows(tmp_path, model) if row["loss"]]
-    assert losses[-1] < losses[0] / 3
+    assert losses[-1] < losses[0] / 2
 
 
 def test_the_main_job_ends_in_pictures_and_scores(tmp_path, monkeypatch):

@@ -5,9 +5,8 @@
 
 Everything runs on the CPU, with random weights. A machine that others share changes its speed, so
 each round times ours, then the peer's, about half a second each; either runs in its faster
-precision, fp32 or bf16. A ratio is the peer's median over ours, so above 1 we are faster; in
-brackets the lowest and the highest ratio of a round. A row whose peer is not installed is skipped.
-This installs all of them:
+precision, fp32 or bf16. A ratio is the peer's median over ours (lowest .. highest of a round): above
+1 we are faster. A row whose peer is not installed is skipped. This installs all of them:
 
     pip install transformers diffusers
     pip install --no-deps open_clip_torch ftfy wcwidth

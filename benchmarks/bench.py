@@ -9,7 +9,8 @@ precision, fp32 or bf16. A ratio is the peer's median over ours (lowest .. highe
 1 we are faster. A row whose peer is not installed is skipped. This installs all of them:
 
     pip install transformers diffusers
-    pip install --no-deps open_clip_torch ftfy wcwidth
+    pip install --no-deps open_clip_torch ftfy wcwidth dalle-pytorch \\
+        axial-positional-embedding rotary-embedding-torch
 """
 
 import argparse
@@ -68,7 +69,7 @@ def random_pairs(config: CLIPConfig, b: int) -> tuple[Tensor, Tensor]:
 
 def random_tokens(config: DALLEConfig, b: int) -> tuple[Tensor, Tensor]:
     """Draw captions (b t) and codes (b n)."""
-    text = torch.randint(config.text_vocab, (b, config.text_length))
+    text = torch.randint(1, config.text_vocab - config.text_length, (b, config.text_length))
     return text, torch.randint(config.image_vocab, (b, config.image_length))
 
 
@@ -104,6 +105,11 @@ def vqgan_step(config: VQGANConfig, b: int) -> Timed:
 # ---- Peers --------------------------------------------------------------------------------------
 
 
+def without(*names: str) -> Any:
+    """Import a peer without those of its dependencies that its model never calls."""
+    return patch.dict(sys.modules, {name: MagicMock() for name in names})
+
+
 def transformers_clip(config: CLIPConfig, b: int) -> Timed:
     from transformers import CLIPConfig as PeerConfig, CLIPModel
 
@@ -122,10 +128,8 @@ def transformers_clip(config: CLIPConfig, b: int) -> Timed:
 
 
 def open_clip(config: CLIPConfig, b: int) -> Timed:
-    # what its image transforms and other models import, this one never calls
-    unused = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional",
-              "torchvision.ops", "torchvision.ops.misc", "timm", "transformers")
-    with patch.dict(sys.modules, {name: MagicMock() for name in unused}):
+    with without("torchvision", "torchvision.transforms", "torchvision.transforms.functional",
+                 "torchvision.ops", "torchvision.ops.misc", "timm", "transformers"):
         from open_clip import CLIP as Peer, ClipLoss
 
     c = config
@@ -167,6 +171,32 @@ def gpt_2_drawing(config: DALLEConfig, b: int, guidance: float) -> Timed:
                           **guided if guidance != 1 else {})
 
 
+def dalle_pytorch(config: DALLEConfig) -> nn.Module:
+    """Build DALLE-pytorch's model with its defaults: rotary positions, gated MLP."""
+    with without("taming", "taming.models", "taming.models.vqgan", "omegaconf", "pkg_resources"):
+        from dalle_pytorch import DALLE as Peer, DiscreteVAE
+
+    c = config
+    vae = DiscreteVAE(image_size=4 * c.grid, num_layers=2, num_tokens=c.image_vocab, hidden_dim=8)
+    vae.decode = lambda codes: codes  # drawing is timed up to the codes, without pixels
+    # it keeps an id of its own for each place in the text
+    return Peer(dim=c.width, vae=vae, num_text_tokens=c.text_vocab - c.text_length, depth=c.layers,
+                text_seq_len=c.text_length, heads=c.heads, dim_head=c.width // c.heads)
+
+
+def dalle_pytorch_step(config: DALLEConfig, b: int) -> Timed:
+    model, (text, codes) = dalle_pytorch(config), random_tokens(config, b)
+    return training_step(model, lambda: model(text, codes, return_loss=True))
+
+
+def dalle_pytorch_drawing(config: DALLEConfig, b: int, guidance: float) -> Timed:
+    model, (text, _) = dalle_pytorch(config).eval(), random_tokens(config, b)
+    if guidance == 1:  # its own forward_with_cond_scale does not pass the cache on then
+        model.forward_with_cond_scale = lambda *args, cond_scale, cache: model(*args, cache=cache)
+    return model, lambda: model.generate_images(  # from a copy: it overwrites the text with zeros
+        text.clone(), filter_thres=0, cond_scale=guidance, use_cache=True)
+
+
 def diffusers_vqgan(config: VQGANConfig, b: int) -> Timed:
     from diffusers import VQModel
 
@@ -192,11 +222,11 @@ ROWS = [  # name, our side, arguments of both sides, the peer's side by its pack
     ("CLIP step, ViT-B/32", clip_step, (CLIPConfig.vit_b_32(), 8),
      {"transformers": transformers_clip, "open_clip_torch": open_clip}),
     ("GPT step, toy", gpt_step, (TOY_DALLE, 48),
-     {"transformers": gpt_2_step}),
+     {"transformers": gpt_2_step, "dalle-pytorch": dalle_pytorch_step}),
     ("drawing 64, toy", drawing, (TOY_DALLE, 64, 1.0),
-     {"transformers": gpt_2_drawing}),
+     {"transformers": gpt_2_drawing, "dalle-pytorch": dalle_pytorch_drawing}),
     ("drawing 64, guided", drawing, (TOY_DALLE, 64, 3.0),
-     {"transformers": gpt_2_drawing}),
+     {"transformers": gpt_2_drawing, "dalle-pytorch": dalle_pytorch_drawing}),
     ("VQGAN step, toy", vqgan_step, (VQGANConfig(), 16), {"diffusers": diffusers_vqgan}),
 ]
 
